@@ -1,0 +1,194 @@
+"""Run files: TOML in, validated models out. A message names the file, the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import BeforeValidator, Field, ValidationError
+
+from decentral.errors import ConfigError
+from decentral.fleet import Fleet
+from decentral.inner import INNER, AdamW, Inner
+from decentral.part import Section
+from decentral.protocols import RULES, DiLoCo, Int8, SyncRule
+from decentral.protocols.naming import class_named, part_named
+from decentral.protocols.schedule import Every
+from decentral.task import Task
+from decentral.tasks import load_task
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RuleField = Annotated[SyncRule, BeforeValidator(lambda value: part_named(value, RULES, SyncRule, "rule"))]
+InnerField = Annotated[Inner, BeforeValidator(lambda value: part_named(value, INNER, Inner, "inner optimiser"))]
+
+
+class Real(Section):
+    """How a run is placed on real machines."""
+
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a worker. More workers x threads than cores makes all of them many times slower."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a worker (a fraction shares one); unset: one each if the cluster has enough, otherwise none."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """TCP port of the coordinator; 0 takes a free one."""
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds until all workers must have joined, or the run ends."""
+
+
+class Run(Section):
+    """Everything that defines a run; the same file trains, simulates and compares."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights, the batches and every random choice."""
+    steps: int = Field(default=600, ge=1)
+    """Local steps of every worker."""
+    batch_size: int = Field(default=8, ge=1)
+    """Samples in a local step."""
+    evaluate_every: int = Field(default=100, ge=0)
+    """Local steps between evaluations of the first worker, at the next round's end; 0: before and after only."""
+    patience_s: float = Field(default=60.0, gt=0)
+    """Seconds a worker waits for another one's packet before it goes on without."""
+    task: dict[str, Any] = Field(default_factory=lambda: {"name": "byte_gpt"})
+    """What is trained: `name` (built in, or module:function) and the task's own fields."""
+    rule: RuleField = DiLoCo(period=Every(period=25), codec=Int8())
+    """The sync rule: `name` (built in, or module:Class) and its hyper-parameters."""
+    inner: InnerField = AdamW(lr=3e-3, warmup_steps=20, schedule="cosine", clip_norm=1.0)
+    """The inner optimiser: `name` and its hyper-parameters."""
+    fleet: Fleet = Fleet()
+    """The machines."""
+    real: Real = Real()
+    """How real machines are used."""
+    compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """For `decentral compare`: a table of fields for each rule that needs its own."""
+
+    def make_task(self) -> Task:
+        """Return the task the run file describes; raises `ConfigError` or `TaskError`."""
+        fields = dict(self.task)
+        name = fields.pop("name", None)
+        if not isinstance(name, str):
+            raise ConfigError("task.name: missing; name a built-in task, or module:function")
+        try:
+            return load_task(name, **fields)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_messages(error, ("task",)))) from error
+
+    def check(self) -> None:
+        """Raise `ConfigError` for a combination of parts that cannot work."""
+        self.fleet.check()
+        self.rule.check(self.fleet.size)
+        self.inner.check(self.steps)
+
+    def with_rule(self, name: str) -> Run:
+        """Return this run under another rule, with its own fields from `compare` and else what both rules share.
+
+        Fields of the same name (period, codec, ...) are taken over from this run's rule, so that rules are compared at
+        the same settings; all others keep their defaults.
+        """
+        cls = class_named(name, RULES, SyncRule, "rule")
+        fields: dict[str, Any] = {"name": name}
+        if name == self.rule.spelling():
+            fields.update(self.rule.to_table())
+        else:
+            shared = {"period", "codec", "all_reduce"} & set(cls.model_fields) & set(type(self.rule).model_fields)
+            fields.update({field: getattr(self.rule, field) for field in shared})
+        fields.update(self.compare.get(name, {}))
+        return validated({**self.to_fields(), "rule": fields}, f"rule '{name}'")
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields as objects, for making a changed copy."""
+        return {field: getattr(self, field) for field in type(self).model_fields}
+
+
+def read_run(path: Path | None, overrides: Sequence[str] = (), task: str | None = None) -> Run:
+    """Return the run a file describes (the default run if None), with `key=value` overrides applied.
+
+    Raises `ConfigError`: one message that names every wrong field.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read the run file: {error.strerror or error}") from error
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        if not table:
+            raise ConfigError(f"{path}: the run file is empty; give at least one field, such as steps = 600")
+    if task is not None:
+        table["task"] = {"name": task}
+    for override in overrides:
+        _override(table, override)
+    return validated(table, str(path) if path else "run")
+
+
+def validated(table: Mapping[str, Any], where: str) -> Run:
+    """Return the checked run of a table; raises `ConfigError`."""
+    try:
+        run = Run.model_validate(dict(table))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {message}" for message in _messages(error))) from error
+    try:
+        run.check()
+        run.make_task()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return run
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Write a run file that spells out every field, so that it reproduces the run."""
+    path.write_text(tomli_w.dumps(run.to_table()), encoding="utf-8")
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: expected key=value, such as --set rule.period=100")
+    *parents, leaf = key.strip().split(".")
+    place: dict[str, Any] = table
+    for parent in parents:
+        held = place.setdefault(parent, {})
+        if isinstance(held, str):  # rule = "diloco" is short for a table with that name
+            held = place[parent] = {"name": held}
+        if not isinstance(held, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is not a table")
+        place = held
+    place[leaf] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _messages(error: ValidationError, place: tuple[str | int, ...] = ()) -> Iterator[str]:
+    for found in error.errors():
+        where = (*place, *found["loc"])
+        cause = found.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):  # a part inside a part
+            yield from _messages(cause, where)
+            continue
+        name = ".".join(str(step) for step in where)
+        message = found["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        shown = "" if cause is not None else f" (got {_short(found['input'])})"
+        yield f"{name}: {message}{shown}" if name else f"{message}{shown}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except TypeError:
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,119 @@
+"""Typed records of a run, one JSON line each. Both worlds write the same ones; tables and plots read either."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+from decentral.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A thing that happened at `time_s` seconds into the run (virtual in the simulator) to `worker`."""
+
+    kind: ClassVar[str] = ""
+    time_s: float
+    worker: int
+
+    def to_json(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps({"kind": self.kind, **fields}, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined(Record):
+    """The worker entered the run, `parameters` trainable elements in hand."""
+
+    kind: ClassVar[str] = "joined"
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained(Record):
+    """The worker finished local steps up to `step`; `samples` were consumed, `loss` is their mean (None: not computed)."""
+
+    kind: ClassVar[str] = "trained"
+    step: int
+    steps: int
+    samples: int
+    seconds: float
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synced(Record):
+    """A round of a channel ended for this worker as `outcome`, with the contributions of `members`."""
+
+    kind: ClassVar[str] = "synced"
+    channel: str
+    round: int
+    outcome: str
+    members: tuple[int, ...]
+    sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated(Record):
+    """Held-out metrics of the worker's parameters after `step` local steps."""
+
+    kind: ClassVar[str] = "evaluated"
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left(Record):
+    """The worker left; `reason` is "finished", "crashed" or what was found out. Its accounts of the whole run."""
+
+    kind: ClassVar[str] = "left"
+    reason: str
+    step: int
+    seconds: dict[str, float]
+    sent_bytes: int
+    received_bytes: int
+    messages_sent: int
+
+
+KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Joined, Trained, Synced, Evaluated, Left)}
+
+
+def record_from(fields: dict[str, Any]) -> Record:
+    """Return the record that `to_json` wrote as these fields; raises `ConfigError` if there is no such record."""
+    values = dict(fields)
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise ConfigError(f"unknown journal record {kind!r}; known: {', '.join(KINDS)}")
+    if "members" in values:
+        values["members"] = tuple(values["members"])
+    return KINDS[kind](**values)
+
+
+class JournalWriter:
+    """Appends records to a file, each line whole and flushed, so that a run killed at any time leaves a readable file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("w", encoding="utf-8")
+
+    def write(self, records: Iterable[Record]) -> None:
+        self._file.write("".join(record.to_json() + "\n" for record in records))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_journal(path: Path) -> Iterator[Record]:
+    """Yield the records of a journal file; a torn last line (the writer was killed) is left out."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield record_from(json.loads(line))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise ConfigError(f"{path}, line {number}: not a journal record ({error})") from error

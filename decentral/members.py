@@ -1,0 +1,175 @@
+"""Who is in the run, and what every round came to: one deterministic state machine without I/O.
+
+The simulator calls `Roster` directly; in the real world it lives in the coordinator. Both feed it the same four inputs
+(admit, remove, vote, time does not enter) and hand out its answers.
+
+Life of a round, as the roster sees it. A round is a (channel, round) pair; an attempt at it is made by the members of
+one epoch. Each member of the attempt votes once: the digest of what it staged, or None if it could stage nothing.
+
+    state of the attempt                             answer to its voters
+    -----------------------------------------------  ---------------------------------------------------------
+    all live members voted, digests equal            committed, or degraded if an earlier attempt had members
+                                                     that this one lacks; the round is decided
+    a vote is None or differs, epoch is the newest   skipped; the round is decided
+    a vote is None or differs, epoch has advanced    again, with the newest members (a dead member is the reason)
+    otherwise                                        none yet: wait for votes, or for a death
+
+Why nobody waits for ever: a member that cannot go on votes None (its receive met a death or a deadline), a member that
+dies is removed, and either event completes the attempt. Why survivors agree: the decision for a round is made once, is
+kept, and is what late voters are told; and a digest only counts if every live member of the attempt holds the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Outcome = Literal["committed", "degraded", "skipped", "again"]
+DECISIONS_KEPT = 1024
+
+
+class Members:
+    """The workers of the run as of `epoch`, in ascending order. Every join and every leave begins a new epoch."""
+
+    __slots__ = ("_hash", "_rank", "epoch", "ids")
+
+    def __init__(self, epoch: int, ids: tuple[int, ...]) -> None:
+        self.epoch = epoch
+        self.ids = tuple(sorted(ids))
+        self._rank = {worker: rank for rank, worker in enumerate(self.ids)}
+        self._hash = hash((epoch, self.ids))
+
+    def rank(self, worker: int) -> int:
+        """Return the worker's place among the members; raises `KeyError` if it is none."""
+        return self._rank[worker]
+
+    def without(self, worker: int) -> Members:
+        return Members(self.epoch + 1, tuple(member for member in self.ids if member != worker))
+
+    def __contains__(self, worker: object) -> bool:
+        return worker in self._rank
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Members) and (self.epoch, self.ids) == (other.epoch, other.ids)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Members(epoch={self.epoch}, ids={self.ids})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """A worker's vote on its attempt at a round: the digest of what it staged, None if it could not."""
+
+    worker: int
+    channel: str
+    round: int
+    epoch: int
+    digest: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a round came to; `members` contributed, or (outcome "again") are to try next."""
+
+    outcome: Outcome
+    members: Members
+
+
+@dataclass(slots=True)
+class _Attempt:
+    members: Members
+    votes: dict[int, Callable[[Decision], None]] = field(default_factory=dict)
+    digests: set[int | None] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Round:
+    began_with: frozenset[int]
+    attempts: dict[int, _Attempt] = field(default_factory=dict)
+
+
+class Roster:
+    """Membership and decisions of one run. `on_change` is called with the new members after every change."""
+
+    def __init__(self, workers: tuple[int, ...], on_change: Callable[[Members], None] | None = None) -> None:
+        self.members = Members(0, workers)
+        self._past = {0: self.members}
+        self._on_change = on_change
+        self._open: dict[tuple[str, int], _Round] = {}
+        self._decided: OrderedDict[tuple[str, int], Decision] = OrderedDict()
+
+    def remove(self, worker: int) -> None:
+        """The worker is dead or has left; does nothing if it is no member. Completes attempts that waited for it."""
+        if worker not in self.members:
+            return
+        self.members = self.members.without(worker)
+        self._past[self.members.epoch] = self.members
+        if self._on_change is not None:
+            self._on_change(self.members)
+        for key in list(self._open):
+            if key in self._open:
+                for epoch in list(self._open[key].attempts):
+                    self._settle(key, epoch)
+
+    def vote(self, ballot: Ballot, answer: Callable[[Decision], None]) -> None:
+        """Take a vote; `answer` is called once, now or when the attempt is complete.
+
+        A vote of somebody who is no member any more is answered "skipped": it has been declared dead.
+        """
+        key = (ballot.channel, ballot.round)
+        if key in self._decided:
+            answer(self._decided[key])
+            return
+        members = self._past.get(ballot.epoch)
+        if members is None or ballot.worker not in self.members or ballot.worker not in members:
+            answer(Decision("skipped", self.members))
+            return
+        round_ = self._open.setdefault(key, _Round(frozenset(members)))
+        round_.began_with |= frozenset(members)
+        attempt = round_.attempts.setdefault(ballot.epoch, _Attempt(members))
+        attempt.votes[ballot.worker] = answer
+        attempt.digests.add(ballot.digest)
+        self._settle(key, ballot.epoch)
+
+    def _settle(self, key: tuple[str, int], epoch: int) -> None:
+        round_ = self._open.get(key)
+        if round_ is None or epoch not in round_.attempts:
+            return
+        attempt = round_.attempts[epoch]
+        failed = None in attempt.digests or len(attempt.digests) > 1
+        if failed and epoch < self.members.epoch:
+            del round_.attempts[epoch]
+            self._answer(attempt, Decision("again", self.members))
+        elif failed:
+            self._decide(key, Decision("skipped", attempt.members))
+        elif self._complete(attempt):
+            whole = round_.began_with <= frozenset(attempt.members)
+            self._decide(key, Decision("committed" if whole else "degraded", attempt.members))
+
+    def _complete(self, attempt: _Attempt) -> bool:
+        if attempt.members is self.members and len(attempt.votes) < len(attempt.members):
+            return False
+        return all(worker in attempt.votes for worker in attempt.members if worker in self.members)
+
+    def _decide(self, key: tuple[str, int], decision: Decision) -> None:
+        self._decided[key] = decision
+        while len(self._decided) > DECISIONS_KEPT:
+            self._decided.popitem(last=False)
+        for attempt in self._open.pop(key).attempts.values():
+            self._answer(attempt, decision)
+
+    def _answer(self, attempt: _Attempt, decision: Decision) -> None:
+        for worker in sorted(attempt.votes):
+            if worker in self.members:
+                attempt.votes[worker](decision)

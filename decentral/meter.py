@@ -1,0 +1,59 @@
+"""Where a worker's time and bytes went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Meter:
+    """Accounts of one worker: seconds computing, talking, waiting, evaluating; bytes and messages sent and received.
+
+    At any instant a worker is *computing* if a local step runs, else *talking* if a packet of its own is on the way in
+    or out, else *waiting*. Traffic hidden behind computing is therefore computing.
+    """
+
+    __slots__ = ("_clock", "_computing", "_since", "_transfers", "messages_sent", "received_bytes", "seconds", "sent_bytes")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._computing = ""
+        self._transfers = 0
+        self.seconds = {"compute": 0.0, "talk": 0.0, "wait": 0.0, "evaluate": 0.0}
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self.messages_sent = 0
+
+    def settle(self) -> None:
+        """Book the time since the last change."""
+        now = self._clock()
+        self.seconds[self._computing or ("talk" if self._transfers else "wait")] += now - self._since
+        self._since = now
+
+    def begin_work(self, kind: str) -> None:
+        """From now on the worker does `kind`: "compute" or "evaluate"."""
+        self.settle()
+        self._computing = kind
+
+    def end_work(self) -> None:
+        self.settle()
+        self._computing = ""
+
+    def begin_transfer(self) -> None:
+        if not self._transfers:
+            self.settle()
+        self._transfers += 1
+
+    def end_transfer(self) -> None:
+        if self._transfers == 1:
+            self.settle()
+        self._transfers -= 1
+
+    def sent(self, nbytes: int) -> None:
+        self.sent_bytes += nbytes
+        self.messages_sent += 1
+
+    @property
+    def transfers(self) -> int:
+        """Packets on the way in or out now."""
+        return self._transfers

@@ -1,0 +1,380 @@
+"""`Peer`: all that a sync rule may know of the world. `World`: all that differs between the two worlds.
+
+A rule is written against `Peer` alone. `Peer` is one concrete class; the simulator and the real runtime give it a
+replica to train and a `World` that says how long work takes, how bytes travel and how rounds are decided. Time is the
+event loop's, so `asyncio.sleep` and `Peer.now` are virtual in the simulator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from decentral.errors import PeerGone
+from decentral.journal import Evaluated, Joined, Left, Record, Synced, Trained
+from decentral.members import Ballot, Decision, Members
+from decentral.meter import Meter
+from decentral.replica import Replica, Spans, seed_of
+from decentral.state import Layout
+from decentral.wire import Packet, Tag
+
+T = TypeVar("T")
+
+
+class World(Protocol):
+    """What the simulated and the real world do differently for a worker."""
+
+    async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
+        """Run `work`, which is worth so many local steps of the worker's time."""
+
+    def backward(self, peer: Peer, fragments: Sequence[Spans]) -> AsyncIterator[int]:
+        """Run one gradient of the replica, yielding fragments as they become final."""
+
+    def send(self, peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
+        """Start sending; the future ends when the packet has arrived, or with `PeerGone`."""
+
+    async def vote(self, peer: Peer, ballot: Ballot) -> Decision:
+        """Hand in a vote and wait for the decision."""
+
+    def record(self, record: Record) -> None:
+        """Append to the journal."""
+
+
+class Peer:
+    """One worker's view of the run. Made by a world; used by a rule.
+
+    Attributes that a rule reads: `id`, `members` (newest known), `seed`, `params` and `grads` (`[P]` float32, change
+    them in place), `layout`, `step` (local steps done), `patience_s` (default deadline of a receive).
+    """
+
+    def __init__(
+        self,
+        world: World,
+        replica: Replica,
+        members: Members,
+        *,
+        worker: int,
+        seed: int,
+        steps: int,
+        evaluate_every: int = 0,
+        patience_s: float = 60.0,
+    ) -> None:
+        self._world = world
+        self._replica = replica
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._mail = Mailbox(self._loop)
+        self._rounds: dict[str, int] = {}
+        self._slots: dict[str, Tensor] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._budget = steps
+        self._evaluate_every = evaluate_every
+        self._next_evaluation = 0
+        self.id = worker
+        self.seed = seed
+        self.members = members
+        self.step = 0
+        self.patience_s = patience_s
+        self.meter = Meter(self._loop.time)
+
+    # -- the replica ---------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> Tensor:
+        """The live parameters, `[P]` float32. Change them in place, and never while `train` runs."""
+        return self._replica.params
+
+    @property
+    def grads(self) -> Tensor:
+        """The gradient that `backward` left and `apply_update` takes, `[P]` float32."""
+        return self._replica.grads
+
+    @property
+    def layout(self) -> Layout:
+        return self._replica.layout
+
+    @property
+    def replica(self) -> Replica:
+        """The model and inner optimiser behind `params`; for worlds, not for rules."""
+        return self._replica
+
+    @property
+    def slots(self) -> dict[str, Tensor]:
+        """Every slot made so far, by name; saved with the replica."""
+        return self._slots
+
+    def slot(self, name: str, like: Tensor | None = None) -> Tensor:
+        """Return the rule's own `[P]` buffer of that name: a copy of `like` (zeros if None) when asked for first."""
+        if name not in self._slots:
+            self._slots[name] = self._replica.new_slot(like)
+        return self._slots[name]
+
+    # -- local work ----------------------------------------------------------------------------------------------
+
+    @property
+    def steps_left(self) -> int:
+        return self._budget - self.step
+
+    async def train(self, steps: int) -> int:
+        """Do `steps` local steps, fewer if the budget ends; return how many, 0 when it was spent before.
+
+        Raises `TaskError` when the task raises or a loss is not finite.
+        """
+        await self._evaluate_if_due()
+        steps = min(steps, self.steps_left)
+        if steps <= 0:
+            return 0
+        began = self.now()
+        loss = await self._work("compute", steps, lambda: self._replica.train(self.step, steps))
+        self._trained(steps, began, loss)
+        return steps
+
+    async def backward(self, fragments: Sequence[Spans]) -> AsyncIterator[int]:
+        """Compute one local gradient into `grads`; yield each fragment's index as soon as its part is final.
+
+        Yields nothing when the budget is spent. Follow it with `apply_update`. Raises `TaskError` as `train` does.
+        """
+        await self._evaluate_if_due()
+        if self.steps_left <= 0:
+            return
+        self.meter.begin_work("compute")
+        try:
+            async for index in self._world.backward(self, fragments):
+                yield index
+        finally:
+            self.meter.end_work()
+
+    async def apply_update(self) -> None:
+        """One step of the inner optimiser on `grads`."""
+        await self._work("compute", 0.0, lambda: self._replica.update(self.step))
+        self._trained(1, self.now(), self._backward_loss)
+
+    async def loss(self) -> float:
+        """Return the loss of the current parameters on the next batch, without a gradient."""
+        return await self._work("compute", 1 / 3, lambda: self._replica.loss(self.step))
+
+    async def evaluate(self) -> dict[str, float]:
+        """Return the task's held-out metrics at the current parameters, and journal them."""
+        metrics = await self._work("evaluate", 0.0, self._replica.evaluate)
+        self.record(Evaluated(time_s=self.now(), worker=self.id, step=self.step, metrics=metrics))
+        return metrics
+
+    # -- talk ----------------------------------------------------------------------------------------------------
+
+    def send(self, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
+        """Start sending `packet`; the future is done when it has arrived, or fails with `PeerGone`.
+
+        Whoever does not await it need not look at its failure: the receiver's side of the exchange will tell.
+        """
+        return self._world.send(self, to, tag, packet)
+
+    async def recv(self, source: int | None, tag: Tag, timeout_s: float | None = None) -> tuple[int, Packet]:
+        """Return (source, packet) of the next packet with that tag; `source=None` takes anyone's.
+
+        Waits `timeout_s` seconds at most (`patience_s` if None). Raises `TimeoutError` at the deadline and `PeerGone`
+        when `source` is no member, or stops being one while we wait.
+        """
+        arrived = self._mail.take(source, tag)
+        if arrived is not None:
+            return arrived
+        if source is not None and source not in self.members:
+            raise PeerGone(f"worker {source} is not in the run")
+        return await self._mail.wait(source, tag, self.patience_s if timeout_s is None else timeout_s)
+
+    def close(self, channel: str, round_: int) -> None:
+        """Drop packets of `channel` for rounds up to `round_`, those that are here and those that will come."""
+        self._mail.close(channel, round_)
+
+    async def vote(self, ballot: Ballot) -> Decision:
+        """Hand in this worker's vote on an attempt at a round; return what all live members are told."""
+        return await self._world.vote(self, ballot)
+
+    def next_round(self, channel: str) -> int:
+        """Begin the next round of a channel and return its number, 1 at first. All members count alike."""
+        self._rounds[channel] = self._rounds.get(channel, 0) + 1
+        return self._rounds[channel]
+
+    # -- time, chance, tasks, journal ----------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds since the run began for this worker; virtual in the simulator."""
+        return self._loop.time() - self._began
+
+    def rng(self, purpose: str, round_: int) -> random.Random:
+        """Return a generator that is equal on every worker of the run for the same purpose and round."""
+        return random.Random(seed_of(self.seed, purpose, round_))
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` beside the rule. It is cancelled when the rule ends; if it fails unawaited, the worker fails."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+        return task
+
+    def record(self, record: Record) -> None:
+        self._world.record(record)
+
+    def ended_round(self, channel: str, round_: int, outcome: str, members: Sequence[int]) -> None:
+        """Journal what a round came to and drop its mail."""
+        self.close(channel, round_)
+        self.record(
+            Synced(
+                time_s=self.now(),
+                worker=self.id,
+                channel=channel,
+                round=round_,
+                outcome=outcome,
+                members=tuple(members),
+                sent_bytes=self.meter.sent_bytes,
+            )
+        )
+
+    # -- for the worlds ------------------------------------------------------------------------------------------
+
+    async def run(self, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
+        """Drive the worker through the rule, from its first record to its last."""
+        self.record(Joined(time_s=self.now(), worker=self.id, parameters=self.layout.size))
+        try:
+            await rule(self)
+            for task in [task for task in self._tasks if task.done()]:
+                task.result()  # what is done and still here has failed
+            await self._evaluate_if_due(last=True)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def left(self, reason: str) -> Left:
+        """Return the worker's last record, with its accounts."""
+        self.meter.settle()
+        return Left(
+            time_s=self.now(),
+            worker=self.id,
+            reason=reason,
+            step=self.step,
+            seconds=dict(self.meter.seconds),
+            sent_bytes=self.meter.sent_bytes,
+            received_bytes=self.meter.received_bytes,
+            messages_sent=self.meter.messages_sent,
+        )
+
+    def arrived(self, source: int, tag: Tag, packet: Packet) -> None:
+        """A packet has come in. Packets of workers that are no members are dropped."""
+        if source in self.members:
+            self._mail.put(source, tag, packet)
+
+    def changed(self, members: Members) -> None:
+        """The membership has changed: waits for those who are gone end with `PeerGone`."""
+        if members.epoch > self.members.epoch:
+            gone = set(self.members) - set(members)
+            self.members = members
+            self._mail.fail(gone)
+
+    _backward_loss: float | None = None
+
+    def backward_done(self, loss: float | None) -> None:
+        """The world has finished a gradient whose loss this is."""
+        self._backward_loss = loss
+
+    def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or task.exception() is None:
+            self._tasks.discard(task)
+
+    async def _work(self, kind: str, steps: float, work: Callable[[], T]) -> T:
+        self.meter.begin_work(kind)
+        try:
+            return await self._world.compute(self, steps, work)
+        finally:
+            self.meter.end_work()
+
+    def _trained(self, steps: int, began: float, loss: float | None) -> None:
+        self.step += steps
+        samples = steps * self._replica.batch_size
+        now = self.now()
+        self.record(
+            Trained(
+                time_s=now,
+                worker=self.id,
+                step=self.step,
+                steps=steps,
+                samples=samples,
+                seconds=now - began,
+                loss=loss,
+            )
+        )
+
+    async def _evaluate_if_due(self, last: bool = False) -> None:
+        """Evaluate between local phases, where the parameters are what the rule wants to go on from."""
+        if self._evaluate_every and self.id == min(self.members) and (last or self.step >= self._next_evaluation):
+            self._next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
+            await self.evaluate()
+
+
+class Mailbox:
+    """Packets that came before somebody asked, and askers whose packet has not come."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._arrived: dict[Tag, deque[tuple[int, Packet]]] = {}
+        self._waiting: dict[Tag, list[tuple[int | None, asyncio.Future[tuple[int, Packet]]]]] = {}
+        self._closed: dict[str, int] = {}
+
+    def put(self, source: int, tag: Tag, packet: Packet) -> None:
+        if tag.round <= self._closed.get(tag.channel, -1):
+            return
+        for index, (wanted, future) in enumerate(self._waiting.get(tag, ())):
+            if wanted in (source, None) and not future.done():
+                self._forget(tag, index)
+                future.set_result((source, packet))
+                return
+        self._arrived.setdefault(tag, deque()).append((source, packet))
+
+    def take(self, source: int | None, tag: Tag) -> tuple[int, Packet] | None:
+        arrived = self._arrived.get(tag, ())
+        for item in arrived:
+            if source in (item[0], None):
+                self._arrived[tag].remove(item)
+                if not self._arrived[tag]:
+                    del self._arrived[tag]
+                return item
+        return None
+
+    async def wait(self, source: int | None, tag: Tag, timeout_s: float) -> tuple[int, Packet]:
+        future: asyncio.Future[tuple[int, Packet]] = self._loop.create_future()
+        self._waiting.setdefault(tag, []).append((source, future))
+        deadline = self._loop.call_later(timeout_s, self._expire, future, tag, timeout_s)
+        try:
+            return await future
+        finally:
+            deadline.cancel()
+            for index, (_, other) in enumerate(self._waiting.get(tag, ())):
+                if other is future:
+                    self._forget(tag, index)
+                    break
+
+    def fail(self, gone: set[int]) -> None:
+        """End every wait for one of these workers."""
+        for waiting in list(self._waiting.values()):
+            for source, future in list(waiting):
+                if source in gone and not future.done():
+                    future.set_exception(PeerGone(f"worker {source} left the run"))
+
+    def close(self, channel: str, round_: int) -> None:
+        self._closed[channel] = max(round_, self._closed.get(channel, -1))
+        for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
+            del self._arrived[tag]
+
+    def _expire(self, future: asyncio.Future[tuple[int, Packet]], tag: Tag, timeout_s: float) -> None:
+        if not future.done():
+            future.set_exception(TimeoutError(f"nothing came for {tag} within {timeout_s} s"))
+
+    def _forget(self, tag: Tag, index: int) -> None:
+        waiting = self._waiting[tag]
+        del waiting[index]
+        if not waiting:
+            del self._waiting[tag]

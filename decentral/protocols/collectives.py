@@ -1,0 +1,187 @@
+"""Collectives, written once over `Peer.send` and `Peer.recv`. Both worlds send these very messages.
+
+In every all-reduce the owner of a chunk encodes its reduced value once and everybody, the owner included, decodes those
+same bytes: the members end with equal bits whatever the codec. With n members and a vector of P elements each member
+sends 2 (n - 1) / n of an encoded vector in the butterfly and the ring; in the tree an inner node sends up to three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from decentral.errors import PeerGone
+from decentral.members import Members
+from decentral.peer import Peer
+from decentral.protocols.codecs import Codec
+from decentral.protocols.merge import mean
+from decentral.protocols.topology import Links
+from decentral.wire import FrameError, Tag, signal, signal_text
+
+
+class Attempt(NamedTuple):
+    """Names one run of a collective: who takes part, and what its messages are called."""
+
+    members: Members
+    channel: str
+    round: int
+    piece: int = 0
+
+    def tag(self, part: str) -> Tag:
+        return Tag(self.channel, self.round, f"{self.members.epoch}.{self.piece}.{part}")
+
+
+def chunk_bounds(numel: int, chunks: int) -> list[tuple[int, int]]:
+    """Cut `numel` elements into `chunks` neighbouring parts whose sizes differ by one at most; return (start, stop)."""
+    return [(numel * index // chunks, numel * (index + 1) // chunks) for index in range(chunks)]
+
+
+async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
+    """Mean of all members' `values` `[n]` in two hops: each member owns a chunk, hears all, tells all.
+
+    Contributions are encoded once and summed by the owner in ascending order of workers. Raises `PeerGone`,
+    `TimeoutError` or `FrameError`.
+    """
+    members = attempt.members
+    bounds = chunk_bounds(values.numel(), len(members))
+    scatter, gather = attempt.tag("s"), attempt.tag("g")
+    mine = members.rank(peer.id)
+    for owner, (start, stop) in zip(members, bounds, strict=True):
+        if owner != peer.id and stop > start:
+            peer.send(owner, scatter, codec.encode(values[start:stop]))
+    result = torch.empty_like(values)
+    start, stop = bounds[mine]
+    if stop > start:
+        part = values[start:stop]
+        contributions = [
+            codec.round_trip(part) if member == peer.id else codec.decode((await peer.recv(member, scatter))[1], part)
+            for member in members
+        ]
+        reduced = codec.encode(mean(contributions))
+        for member in members:
+            if member != peer.id:
+                peer.send(member, gather, reduced)
+        result[start:stop] = codec.decode(reduced, part)
+    for owner, (start, stop) in zip(members, bounds, strict=True):
+        if owner != peer.id and stop > start:
+            _, packet = await peer.recv(owner, gather)
+            result[start:stop] = codec.decode(packet, values[start:stop])
+    return result
+
+
+async def ring_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
+    """Mean of all members' `values` `[n]` around a ring in 2 (n - 1) hops, each to the next member only.
+
+    Partial sums are encoded at every hop, so a lossy codec loses n - 1 times; chunk c is summed from member c on.
+    Raises `PeerGone`, `TimeoutError` or `FrameError`.
+    """
+    ids, count = attempt.members.ids, len(attempt.members)
+    place = attempt.members.rank(peer.id)
+    following, previous = ids[(place + 1) % count], ids[place - 1]
+    bounds = chunk_bounds(values.numel(), count)
+    result = torch.empty_like(values)
+
+    def part(index: int) -> tuple[int, int]:
+        return bounds[index % count]
+
+    start, stop = part(place)
+    partial = values[start:stop]
+    for hop in range(count - 1):
+        peer.send(following, attempt.tag(f"s{hop}"), codec.encode(partial))
+        start, stop = part(place - hop - 1)
+        _, packet = await peer.recv(previous, attempt.tag(f"s{hop}"))
+        partial = codec.decode(packet, values[start:stop]) + values[start:stop]
+    packet = codec.encode(partial / count)
+    result[start:stop] = codec.decode(packet, partial)
+    for hop in range(count - 1):
+        peer.send(following, attempt.tag(f"g{hop}"), packet)
+        start, stop = part(place - hop)
+        _, packet = await peer.recv(previous, attempt.tag(f"g{hop}"))
+        result[start:stop] = codec.decode(packet, values[start:stop])
+    return result
+
+
+async def tree_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
+    """Mean of all members' `values` `[n]` up and down a binary tree, about 2 log2(n) hops of the whole vector.
+
+    The root encodes the mean once and the packet is handed down as it is. Partial sums are encoded on the way up.
+    Raises `PeerGone`, `TimeoutError` or `FrameError`.
+    """
+    ids, count = attempt.members.ids, len(attempt.members)
+    place = attempt.members.rank(peer.id)
+    children = [ids[child] for child in (2 * place + 1, 2 * place + 2) if child < count]
+    up, down = attempt.tag("u"), attempt.tag("d")
+    total = values.clone()
+    for child in children:
+        total = total + codec.decode((await peer.recv(child, up))[1], values)
+    if place == 0:
+        packet = codec.encode(total / count)
+    else:
+        parent = ids[(place - 1) // 2]
+        peer.send(parent, up, codec.encode(total))
+        _, packet = await peer.recv(parent, down)
+    for child in children:
+        peer.send(child, down, packet)
+    return codec.decode(packet, values)
+
+
+AllReduce = Literal["butterfly", "ring", "tree"]
+"""The all-reduce algorithms a rule can name."""
+
+ALL_REDUCE: dict[str, Callable[[Peer, Tensor, Codec, Attempt], Awaitable[Tensor]]] = {
+    "butterfly": butterfly_mean,
+    "ring": ring_mean,
+    "tree": tree_mean,
+}
+
+
+async def all_gather(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> list[Tensor]:
+    """Return everybody's `values` `[n]` as decoded, in ascending order of workers: the same bits at every member.
+
+    Raises `PeerGone`, `TimeoutError` or `FrameError`.
+    """
+    packet = codec.encode(values)
+    tag = attempt.tag("a")
+    for member in attempt.members:
+        if member != peer.id:
+            peer.send(member, tag, packet)
+    return [
+        codec.decode(packet if member == peer.id else (await peer.recv(member, tag))[1], values)
+        for member in attempt.members
+    ]
+
+
+async def exchange(
+    peer: Peer, links: Links, values: Tensor, codec: Codec, *, channel: str = "pair", round_: int
+) -> dict[int, Tensor] | None:
+    """Send `values` `[n]` along the links and return what came, by worker; None when the exchange failed.
+
+    Both sides say whether they heard everything before either uses it: between live workers an exchange over two-way
+    links is applied by both or by neither. A failed one costs at most two deadlines and ends as a skipped round.
+    """
+    data, verdict = Tag(channel, round_, "x"), Tag(channel, round_, "v")
+    packet = codec.encode(values)
+    for to in links.to:
+        peer.send(to, data, packet)
+    heard: dict[int, Tensor] | None = {}
+    try:
+        for source in links.source:
+            assert heard is not None
+            heard[source] = codec.decode((await peer.recv(source, data))[1], values)
+    except (PeerGone, TimeoutError, FrameError):
+        heard = None
+    answer = signal("no" if heard is None else "ok")
+    for source in links.source:
+        peer.send(source, verdict, answer)
+    try:
+        for to in links.to:
+            if heard is not None and signal_text((await peer.recv(to, verdict))[1]) != "ok":
+                heard = None
+    except (PeerGone, TimeoutError, FrameError):
+        heard = None
+    together = sorted({peer.id, *links.to, *links.source})
+    peer.ended_round(channel, round_, "skipped" if heard is None else "committed", together)
+    return heard

@@ -1,0 +1,40 @@
+"""Data-parallel training: the baseline every other rule is compared with."""
+
+from __future__ import annotations
+
+from decentral.peer import Peer
+from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.collectives import AllReduce
+from decentral.protocols.fragments import Buckets, CutField, require_partition
+from decentral.protocols.rounds import Round
+from decentral.protocols.rule import SyncRule
+
+
+class DDP(SyncRule):
+    """Synchronous data parallelism: every step applies the mean gradient of all workers.
+
+        g_i = grad f(theta; batch_i);   theta <- inner_optimiser(theta, mean_i g_i)
+
+    A bucket's reduction starts as soon as its gradient is ready, as in PyTorch's DistributedDataParallel (Li et al.,
+    arXiv 2006.15704). If a round is skipped, each worker applies its own gradient and replicas are no longer equal.
+    """
+
+    name = "ddp"
+    codec: CodecField = Float32()
+    """How gradients travel."""
+    buckets: CutField = Buckets()
+    """Pieces in which gradients are reduced while the rest of the backward pass still runs."""
+    all_reduce: AllReduce = "butterfly"
+
+    async def run(self, peer: Peer) -> None:
+        buckets = self.buckets.split(peer.layout)
+        require_partition(buckets, peer.layout)
+        while peer.steps_left:
+            reduction, order = Round(peer, self.codec, self.all_reduce), []
+            async for index in peer.backward([bucket.spans for bucket in buckets]):
+                reduction.contribute(buckets[index].read(peer.grads))
+                order.append(index)
+            means = await reduction.settle()
+            for index, mean in zip(order, means or (), strict=False):
+                buckets[index].write(peer.grads, mean)
+            await peer.apply_update()

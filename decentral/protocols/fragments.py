@@ -1,0 +1,121 @@
+"""What to send: fragments, the parts into which the flat vector is cut."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from decentral.errors import ConfigError
+from decentral.part import Part
+from decentral.protocols.naming import part_named
+from decentral.state import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Some spans (start, stop) of the flat vector, in ascending order."""
+
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    def read(self, flat: Tensor) -> Tensor:
+        """Return the fragment's elements `[size]`: a view if it is one span, a copy if it is several."""
+        parts = [flat[start:stop] for start, stop in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def write(self, flat: Tensor, values: Tensor) -> None:
+        """Copy `values` `[size]` into the fragment's place in `flat`."""
+        place = 0
+        for start, stop in self.spans:
+            flat[start:stop].copy_(values[place : place + stop - start])
+            place += stop - start
+
+
+class Cut(Part):
+    """How the flat vector is cut into fragments."""
+
+    @abstractmethod
+    def split(self, layout: Layout) -> list[Fragment]:
+        """Return fragments that partition `layout`: every element belongs to exactly one."""
+
+
+class Whole(Cut):
+    """One fragment: the whole model."""
+
+    name = "whole"
+
+    def split(self, layout: Layout) -> list[Fragment]:
+        return [Fragment(((0, layout.size),))]
+
+
+class Layers(Cut):
+    """Fragments of `layers` layers each; what stands outside the stack of layers (embedding, head) is one of its own.
+
+    "sequential" takes neighbours, "strided" every n-th layer, so that early layers are never synced all together
+    (Streaming DiLoCo, arXiv 2501.18512, section 3).
+    """
+
+    name = "layers"
+    layers: int = Field(default=3, ge=1)
+    """Layers in a fragment."""
+    order: Literal["strided", "sequential"] = "strided"
+
+    def split(self, layout: Layout) -> list[Fragment]:
+        spans = layout.blocks()
+        stack, outside = _stack(layout, spans)
+        count = -(-len(stack) // self.layers)
+        if self.order == "strided":
+            groups = [stack[index::count] for index in range(count)]
+        else:
+            groups = [stack[index * self.layers : (index + 1) * self.layers] for index in range(count)]
+        return [Fragment(tuple(group)) for group in groups] + ([Fragment(tuple(outside))] if outside else [])
+
+
+class Buckets(Cut):
+    """Fragments of at most `megabytes` of float32 (a larger layer stays whole), as PyTorch's DDP reduces gradients."""
+
+    name = "buckets"
+    megabytes: float = Field(default=25.0, gt=0)
+    """Size of a bucket in MiB of float32 elements."""
+
+    def split(self, layout: Layout) -> list[Fragment]:
+        limit = int(self.megabytes * 2**20 / 4)
+        spans: list[tuple[int, int]] = []
+        for entry in layout.entries:
+            if spans and entry.stop - spans[-1][0] <= limit:
+                spans[-1] = (spans[-1][0], entry.stop)
+            else:
+                spans.append((entry.start, entry.stop))
+        return [Fragment((span,)) for span in spans]
+
+
+def _stack(layout: Layout, spans: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Tell layers of the stack from what stands outside it: a span of the stack holds an indexed parameter's entries."""
+    indexed = {entry.start for entry in layout.entries if any(part.isdigit() for part in entry.name.split(".")[:-1])}
+    stack = [span for span in spans if span[0] in indexed]
+    return stack, [span for span in spans if span[0] not in indexed]
+
+
+def require_partition(fragments: Sequence[Fragment], layout: Layout) -> None:
+    """Raise `ConfigError` unless every element of `layout` belongs to exactly one fragment."""
+    spans = sorted(span for fragment in fragments for span in fragment.spans)
+    place = 0
+    for start, stop in spans:
+        if start != place or stop <= start:
+            raise ConfigError(f"fragments must partition the {layout.size} parameters; element {place} is wrong")
+        place = stop
+    if place != layout.size:
+        raise ConfigError(f"fragments cover {place} of {layout.size} parameters; they must cover all")
+
+
+CUTS: dict[str, type[Cut]] = {cut.name: cut for cut in (Whole, Layers, Buckets)}
+CutField = Annotated[Cut, BeforeValidator(lambda value: part_named(value, CUTS, Cut, "a cut into fragments"))]

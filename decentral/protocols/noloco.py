@@ -1,0 +1,86 @@
+"""NoLoCo: DiLoCo's outer step in small random groups, without any all-reduce."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from decentral.errors import ConfigError
+from decentral.peer import Peer
+from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.collectives import exchange
+from decentral.protocols.merge import consensus_momentum, mean
+from decentral.protocols.rule import SyncRule
+from decentral.protocols.schedule import Every, Period
+from decentral.protocols.topology import RandomGroups, require_two
+
+
+class NoLoCo(SyncRule):
+    """Every H local steps a random group of n workers takes an outer heavy-ball step with a pull to its mean.
+
+        velocity_i <- alpha velocity_i + (beta / n) sum_j (theta_j - phi_j) - gamma (phi_i - (1 / n) sum_j phi_j)
+        phi_i <- phi_i + velocity_i;   theta_i <- phi_i                            (j over the group of i)
+
+    Gensyn, arXiv 2506.10911, equations 1-3 with the sign of beta as in the appendix and the code. With gamma = beta (the
+    default, as in the code) phi cancels and only theta travels. A group that fails falls back to a group of one.
+    Replicas never become equal; they spread around their mean.
+    """
+
+    name = "noloco"
+    period: Period = Every(period=50)
+    """Local steps between rounds (m)."""
+    alpha: float = Field(default=0.5, ge=0, lt=1)
+    """Outer momentum."""
+    beta: float = Field(default=0.7, gt=0)
+    """Outer learning rate."""
+    gamma: float | None = Field(default=None, gt=0)
+    """Pull to the group's mean; beta if unset."""
+    group: int = Field(default=2, ge=2)
+    """Workers in a group (n)."""
+    codec: CodecField = Float32()
+    """How weights travel."""
+
+    def check(self, workers: int) -> None:
+        """Refuse one worker, and a gamma at which the replicas' spread grows in flat directions."""
+        require_two(workers, self.name)
+        bound = stability_bound(self.alpha, self.group, workers)
+        if self._gamma >= bound:
+            raise ConfigError(
+                f"rule.gamma: {self._gamma:g} lets the replicas drift apart; with alpha {self.alpha:g}, groups of "
+                f"{min(self.group, workers)} and {workers} workers it must be in (0, {bound:.4g})"
+            )
+
+    async def run(self, peer: Peer) -> None:
+        slow = peer.slot("slow", peer.params)
+        velocity = peer.slot("velocity")
+        topology = RandomGroups(size=self.group)
+        while await peer.train(self.period.steps(peer)):
+            links = topology.links(peer, round_ := peer.next_round("fast"))
+            fast = await exchange(peer, links, peer.params, self.codec, channel="fast", round_=round_)
+            slows: dict[int, Tensor] | None = {}
+            if fast and self._gamma != self.beta:
+                slows = await exchange(peer, links, slow, self.codec, channel="slow", round_=round_)
+                fast = fast if slows is not None else None
+            mean_fast = mean([peer.params, *fast.values()]) if fast else peer.params
+            mean_slow = mean([slow, *slows.values()]) if slows else slow
+            consensus_momentum(
+                slow, velocity, mean_fast, mean_slow, alpha=self.alpha, beta=self.beta, gamma=self._gamma
+            )
+            peer.params.copy_(slow)
+
+    @property
+    def _gamma(self) -> float:
+        return self.beta if self.gamma is None else self.gamma
+
+
+def stability_bound(alpha: float, group: int, workers: int) -> float:
+    """Return the gamma below which the expected squared spread shrinks when gradients are zero.
+
+        gamma < 2 (1 - alpha^2) / (1 + alpha - 2 alpha kappa),   kappa = (n - 1) N / (n (N - 1))
+
+    for fresh uniform groups of n among N workers: the spectral radius of the map of (E|x|^2, E x.v, E|v|^2) is 1 there.
+    It replaces the paper's equation 74, whose interval is unstable for large alpha.
+    """
+    n = min(group, workers)
+    kappa = (n - 1) * workers / (n * (workers - 1))
+    return 2 * (1 - alpha**2) / (1 + alpha - 2 * alpha * kappa)

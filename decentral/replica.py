@@ -1,0 +1,257 @@
+"""One worker's model and inner optimiser on flat buffers: the same steps, bit for bit, in both worlds."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from decentral.errors import TaskError
+from decentral.inner import Inner
+from decentral.phantom import Phantom
+from decentral.state import Layout, bind, layout_of
+from decentral.task import Task, to_device
+
+Spans = tuple[tuple[int, int], ...]
+"""Parts of the flat vector: (start, stop) each."""
+
+
+class Replica(Protocol):
+    """What a `Peer` trains: real (`TorchReplica`) or, in timing-only mode, sizes alone (`PhantomReplica`)."""
+
+    params: Tensor
+    grads: Tensor
+    layout: Layout
+    batch_size: int
+
+    def new_slot(self, like: Tensor | None) -> Tensor: ...
+    def train(self, step: int, steps: int) -> float | None: ...
+    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> float | None: ...
+    def update(self, step: int) -> None: ...
+    def loss(self, step: int) -> float: ...
+    def evaluate(self) -> dict[str, float]: ...
+    def digest(self) -> int: ...
+
+
+def seed_of(*parts: object) -> int:
+    """Return a 63-bit seed that depends on all parts and on nothing else (not on the process or the order of calls)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def initial_model(task: Task, seed: int) -> nn.Module:
+    """Return the task's model as every worker of a run with this seed starts it; raises `TaskError`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "model"))
+        try:
+            model = task.model()
+        except Exception as error:
+            raise TaskError(f"task.model() raised {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"task.model() must return a torch.nn.Module, not {type(model).__name__}")
+    return model
+
+
+class TorchReplica:
+    """A model whose parameters are views of `params` `[P]`, its gradients of `grads` `[P]`, both float32.
+
+    `storage` is where the parameters shall live (a row of the simulator's stacked state), otherwise they get memory of
+    their own. Every random draw of a step depends on (seed, worker, step) alone.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        inner: Inner,
+        *,
+        worker: int,
+        seed: int,
+        batch_size: int,
+        total_steps: int,
+        device: torch.device | None = None,
+        model: nn.Module | None = None,
+        storage: Tensor | None = None,
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.task, self.inner, self.worker, self.seed = task, inner, worker, seed
+        self.batch_size, self.total_steps = batch_size, total_steps
+        self.model = (model or initial_model(task, seed)).to(self.device)
+        self.layout = layout_of(self.model)
+        self.params = torch.zeros(self.layout.size, device=self.device) if storage is None else storage
+        self.grads = torch.zeros(self.layout.size, device=self.device)
+        bind(self.model, self.layout, self.params, self.grads)
+        self.model.train()
+        self.optimizer = inner.build(self.params)
+        self.params.grad = self.grads
+        self._readiness = _Readiness(self.model, self.layout)
+
+    def new_slot(self, like: Tensor | None) -> Tensor:
+        return torch.zeros_like(self.params) if like is None else like.detach().clone()
+
+    def train(self, step: int, steps: int) -> float:
+        """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `TaskError` if one is not finite."""
+        losses = []
+        for at in range(step, step + steps):
+            losses.append(self._gradient(at))
+            self.update(at)
+        values = torch.stack(losses)
+        if not bool(torch.isfinite(values).all()):
+            first = int((~torch.isfinite(values)).nonzero()[0])
+            raise TaskError(
+                f"worker {self.worker}: the loss of local step {step + first} is {values[first].item()}; "
+                "lower inner.lr, set inner.clip_norm, or look at the batch of that step"
+            )
+        return float(values.mean())
+
+    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> float:
+        """Fill `grads` with step `step`'s gradient, calling `ready(i)` as soon as all of fragment i is final."""
+        with self._readiness.watch(fragments, ready):
+            loss = float(self._gradient(step))
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise TaskError(f"worker {self.worker}: the loss of local step {step} is {loss}")
+        return loss
+
+    def update(self, step: int) -> None:
+        """One step of the inner optimiser on `grads`."""
+        self.inner.step(self.optimizer, step, self.total_steps)
+
+    def loss(self, step: int) -> float:
+        """Return the loss on step `step`'s batch at the current parameters, without a gradient."""
+        with torch.no_grad():
+            return float(self._forward(step))
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the task's held-out metrics at the current parameters."""
+        return evaluate(self.task, self.model)
+
+    def digest(self) -> int:
+        """Return a checksum of the parameters' bytes."""
+        return digest([self.params])
+
+    def _gradient(self, step: int) -> Tensor:
+        self.grads.zero_()
+        loss = self._forward(step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _forward(self, step: int) -> Tensor:
+        torch.manual_seed(seed_of(self.seed, "step", self.worker, step))
+        try:
+            batch = self.task.batch(self.worker, step * self.batch_size, self.batch_size)
+            return self.task.loss(self.model, to_device(batch, self.device))
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError(
+                f"worker {self.worker}: the task raised at local step {step}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
+    """Return `task.evaluate(model)` in eval mode and without gradients; the model's mode is restored. `TaskError`."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            metrics = {name: float(value) for name, value in task.evaluate(model).items()}
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"task.evaluate() raised {type(error).__name__}: {error}") from error
+    finally:
+        model.train(training)
+    if task.headline not in metrics or "loss" not in metrics:
+        raise TaskError(f"task.evaluate() returned {sorted(metrics)}; 'loss' and '{task.headline}' must be among them")
+    return metrics
+
+
+def digest(values: Sequence[Tensor]) -> int:
+    """Return a checksum of the values' bytes, in order; 0 for phantoms. Finds accidental divergence, not forgery."""
+    checksum = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            checksum = zlib.crc32(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"), checksum)
+    return checksum
+
+
+class _Readiness:
+    """Tells when the gradient of a fragment is final, by counting the parameters whose gradients have been added."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self._model, self._layout, self._hooked = model, layout, False
+        self._left: list[int] = []
+        self._fragments_of: dict[str, list[int]] = {}
+        self._ready: Callable[[int], None] | None = None
+
+    def watch(self, fragments: Sequence[Spans], ready: Callable[[int], None]) -> _Readiness:
+        if not self._hooked:
+            named = dict(self._model.named_parameters())
+            for entry in self._layout.entries:
+                named[entry.name].register_post_accumulate_grad_hook(self._hook(entry.name))
+            self._hooked = True
+        self._ready = ready
+        self._left = [0] * len(fragments)
+        self._fragments_of = {entry.name: [] for entry in self._layout.entries}
+        for entry in self._layout.entries:
+            for index, spans in enumerate(fragments):
+                if any(start < entry.stop and entry.start < stop for start, stop in spans):
+                    self._fragments_of[entry.name].append(index)
+                    self._left[index] += 1
+        return self
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, *_rest: object) -> None:
+        """A parameter the loss did not reach has gradient zero, which is final too."""
+        ready, self._ready = self._ready, None
+        if kind is None and ready is not None:
+            for index, left in enumerate(self._left):
+                if left > 0:
+                    ready(index)
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        def count(_parameter: Tensor) -> None:
+            if self._ready is None:
+                return
+            for index in self._fragments_of[name]:
+                self._left[index] -= 1
+                if self._left[index] == 0:
+                    self._ready(index)
+
+        return count
+
+
+class PhantomReplica:
+    """A replica of `layout` without elements, for timing-only simulation."""
+
+    def __init__(self, layout: Layout, batch_size: int) -> None:
+        self.layout = layout
+        self.batch_size = batch_size
+        self.params: Tensor = Phantom(layout.size)  # type: ignore[assignment]
+        self.grads: Tensor = Phantom(layout.size)  # type: ignore[assignment]
+
+    def new_slot(self, like: Tensor | None) -> Tensor:
+        return self.params
+
+    def train(self, step: int, steps: int) -> None:
+        return None
+
+    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> None:
+        for index in reversed(range(len(fragments))):
+            ready(index)
+
+    def update(self, step: int) -> None:
+        return None
+
+    def loss(self, step: int) -> float:
+        return 0.0
+
+    def evaluate(self) -> dict[str, float]:
+        return {}
+
+    def digest(self) -> int:
+        return 0

@@ -1,0 +1,436 @@
+"""A fluid network whose flows share bandwidth max-min fairly.
+
+Every node has an uplink and a downlink, and an ordered pair of nodes may have a cap of its own. A flow from `src` to
+`dst` crosses up(src), down(dst) and pair(src, dst), and at every moment the flows have the one allocation in which no
+flow can be made faster without slowing a flow that is not faster: each flow crosses a full resource on which no other
+flow is faster, its *bottleneck*. Nobody divides a size by a bandwidth here; what a burst costs follows from who else
+sends at that time.
+
+An allocation changes only when a flow begins to send or ceases to, and then only within the *component*: the flows
+linked with it, directly or through other flows, by shared resources of finite capacity. The network gathers what one
+instant touches and allocates once, at the end of the instant. A flow whose rate stays the same is left alone, so its
+time of completion is not recomputed and does not drift.
+
+Nothing here iterates over a set or depends on the address of an object: flows go by their number, resources by theirs.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import chain
+from typing import TypeVar
+
+from decentral.sim.clock import Handle, VirtualLoop
+
+__all__ = ["Flow", "FlowState", "Network", "max_min"]
+
+K = TypeVar("K", bound=Hashable)
+
+# Resources that should fill at the same level may compute it a few roundings apart. Levels this close are one level, so
+# that equal flows get equal rates and finish together.
+SAME_LEVEL = 1.0 + 1e-13
+OVERFULL = 1.0 + 1e-9  # what `verify` lets rounding exceed a capacity by
+STALE_ENTRIES_KEPT = 64  # below this a heap is not worth compacting
+NEVER = math.inf
+
+
+# One allocation: progressive filling. The level rises for all flows alike; a resource that fills freezes its flows.
+
+
+def max_min(flows: Sequence[Sequence[K]], capacity: Mapping[K, float]) -> list[float]:
+    """Return the max-min fair rate of each flow, given the resources that it crosses.
+
+    Rates and capacities are in the same unit, such as bits per second. A capacity is positive and may be infinite; a
+    flow that crosses nothing finite has an infinite rate. Raises KeyError for a resource without a capacity.
+    """
+    users: dict[K, list[int]] = {}
+    for flow, path in enumerate(flows):
+        for resource in path:
+            users.setdefault(resource, []).append(flow)
+    rates = _fill(dict(enumerate(flows)), users, users, capacity)
+    return [rates.get(flow, math.inf) for flow in range(len(flows))]
+
+
+def _fill(
+    paths: Mapping[int, Sequence[K]],
+    resources: Iterable[K],
+    users: Mapping[K, Collection[int]],
+    capacity: Mapping[K, float],
+) -> dict[int, float]:
+    """Return the rates of the flows that some finite resource limits.
+
+    `paths` are the resources of each flow, `users` the flows of each resource, all of them in `paths`.
+    """
+    rates: dict[int, float] = {}
+    waiting = {resource: len(users[resource]) for resource in resources}  # its flows that are not frozen
+    spare = {resource: capacity[resource] for resource in waiting}  # what the frozen ones leave of it
+    # The level at which a resource fills only rises while others fill, so an entry of the heap is a lower bound.
+    heap = [(spare[resource] / count, order, resource) for order, (resource, count) in enumerate(waiting.items())]
+    heapify(heap)
+    level = 0.0
+    while heap:
+        level, full = _next_full(heap, spare, waiting, level)
+        if level == math.inf:
+            break
+        frozen = dict.fromkeys([flow for resource in full for flow in users[resource] if flow not in rates], level)
+        rates.update(frozen)
+        for resource, count in Counter(chain.from_iterable([paths[flow] for flow in frozen])).items():
+            waiting[resource] -= count
+            spare[resource] -= level * count  # once a level, not once a flow: fewer roundings
+    return rates
+
+
+def _next_full(
+    heap: list[tuple[float, int, K]], spare: dict[K, float], waiting: dict[K, int], level: float
+) -> tuple[float, list[K]]:
+    """Take from the heap the resources that fill next, all of one level; infinity when no flow waits any more."""
+    full: list[K] = []
+    bound = math.inf
+    while heap and heap[0][0] <= bound:
+        estimate, order, resource = heappop(heap)
+        if not waiting[resource]:
+            continue
+        fills_at = max(level, spare[resource] / waiting[resource])  # rounding must not lower the level
+        if fills_at > estimate * SAME_LEVEL:
+            heappush(heap, (fills_at, order, resource))
+            continue
+        if not full:
+            level = fills_at
+            bound = level * SAME_LEVEL
+        full.append(resource)
+    return (level if full else math.inf), full
+
+
+class FlowState(enum.Enum):
+    """Where a flow is in its life."""
+
+    SENDING = "sending"
+    IN_FLIGHT = "in flight"  # the last byte has left and has not arrived
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class Flow:
+    """Some bytes on their way from one node to another. Read it; only the network changes it."""
+
+    __slots__ = (
+        "_arrival",
+        "_done",
+        "_finish_at",
+        "_on_sent",
+        "_path",
+        "arrived_at",
+        "dst",
+        "latency_s",
+        "nbytes",
+        "number",
+        "rate_bps",
+        "rated_at",
+        "remaining_bits",
+        "sent_at",
+        "src",
+        "started_at",
+        "state",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        src: int,
+        dst: int,
+        nbytes: int,
+        latency_s: float,
+        started_at: float,
+        done: Callable[[Flow], object],
+        on_sent: Callable[[Flow], object] | None,
+    ) -> None:
+        self.number = number  # flows are numbered in the order of their start
+        self.src = src
+        self.dst = dst
+        self.nbytes = nbytes
+        self.latency_s = latency_s
+        self.started_at = started_at  # virtual seconds, like every time below
+        self.state = FlowState.SENDING
+        self.rate_bps = 0.0
+        self.rated_at = started_at  # when the rate was last changed
+        self.remaining_bits = 8.0 * nbytes  # as it was at `rated_at`
+        self.sent_at: float | None = None
+        self.arrived_at: float | None = None
+        self._path: tuple[int, ...] = ()  # the finite resources that it crosses
+        self._finish_at = NEVER
+        self._arrival: Handle | None = None
+        self._done = done
+        self._on_sent = on_sent
+
+    def __repr__(self) -> str:
+        return f"<Flow {self.number} {self.src}->{self.dst} {self.nbytes} bytes, {self.state.value}>"
+
+
+class Network:
+    """Nodes 0 to n-1 that send each other bytes. Bandwidths in bits per second, latencies in seconds.
+
+    `bytes_sent[node]` and `bytes_received[node]` count whole flows, when their last byte has left or arrived.
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        *,
+        up_bps: Sequence[float],
+        down_bps: Sequence[float],
+        latency_s: Callable[[int, int], float],
+        pair_bps: Callable[[int, int], float] | None = None,
+    ) -> None:
+        """Build a network of len(up_bps) nodes; infinity is no limit. Raises ValueError for a capacity not above 0."""
+        if len(up_bps) != len(down_bps):
+            raise ValueError(f"up_bps has {len(up_bps)} nodes and down_bps {len(down_bps)}; they must be the same")
+        self._loop = loop
+        self._nodes = len(up_bps)
+        self._latency_s = latency_s
+        self._pair_bps = pair_bps
+        # Resources are numbered up(0..n-1), down(0..n-1), pair(0,0), pair(0,1), ...; only finite ones have a capacity.
+        self._capacity: dict[int, float] = {}
+        for resource, bandwidth_bps in enumerate([*up_bps, *down_bps]):
+            self._limit(resource, bandwidth_bps)
+        self._users: dict[int, dict[int, Flow]] = {}  # the flows that send across each resource
+        self._sending: dict[int, Flow] = {}
+        self._flows_of: list[dict[int, Flow]] = [{} for _ in range(self._nodes)]  # from or to a node, not yet arrived
+        self._flows_made = 0
+        self._touched: dict[int, None] = {}  # resources that gained or lost a flow at this instant
+        self._finishes: list[tuple[float, int]] = []  # heap of (time, flow); stale unless it is the flow's own time
+        self._wake: Handle | None = None  # due at the first completion
+        self.bytes_sent = [0] * self._nodes
+        self.bytes_received = [0] * self._nodes
+
+    # What users call.
+
+    def transfer(
+        self,
+        src: int,
+        dst: int,
+        nbytes: int,
+        done: Callable[[Flow], object],
+        on_sent: Callable[[Flow], object] | None = None,
+    ) -> Flow:
+        """Begin to send `nbytes` now; the loop calls `on_sent(flow)` when all have left, `done(flow)` when all arrived.
+
+        Raises ValueError for nodes that do not exist or are the same, a negative size, or a latency that is negative
+        or not finite.
+        """
+        flow = self._make_flow(src, dst, nbytes, done, on_sent)
+        path = self._find_path(src, dst) if nbytes else ()
+        self._flows_of[src][flow.number] = flow
+        self._flows_of[dst][flow.number] = flow
+        if path:
+            self._attach(flow, path)
+        else:
+            self._finish_sending(flow)
+        return flow
+
+    def cancel(self, flow: Flow) -> None:
+        """Stop a flow: neither of its callbacks is called any more. Does nothing to one that has arrived."""
+        if flow.state is FlowState.SENDING:
+            flow.remaining_bits = self._remaining_now(flow)
+            flow.rated_at = self._loop.time()
+            self._detach(flow)
+        elif flow.state is FlowState.IN_FLIGHT and flow._arrival is not None:
+            flow._arrival.cancel()
+        else:
+            return
+        flow.state = FlowState.CANCELLED
+        self._forget(flow)
+
+    def cancel_node(self, node: int) -> list[Flow]:
+        """Cancel every flow from or to a node, sending or in flight, and return them in the order of their start."""
+        flows = list(self._flows_of[node].values())
+        for flow in flows:
+            self.cancel(flow)
+        return flows
+
+    def verify(self) -> None:
+        """Raise AssertionError if at this instant a resource carries more than its capacity."""
+        for resource, users in self._users.items():
+            rate_bps = math.fsum(flow.rate_bps for flow in users.values())
+            if rate_bps > self._capacity[resource] * OVERFULL:
+                limit_bps = self._capacity[resource]
+                raise AssertionError(f"{self._describe(resource)} carries {rate_bps} bit/s of {limit_bps} bit/s")
+
+    # The life of a flow.
+
+    def _make_flow(
+        self,
+        src: int,
+        dst: int,
+        nbytes: int,
+        done: Callable[[Flow], object],
+        on_sent: Callable[[Flow], object] | None,
+    ) -> Flow:
+        if not (0 <= src < self._nodes and 0 <= dst < self._nodes and src != dst):
+            raise ValueError(f"a flow goes between two different nodes of 0..{self._nodes - 1}, not {src} -> {dst}")
+        if nbytes < 0:
+            raise ValueError(f"a flow has 0 bytes or more, not {nbytes}")
+        latency_s = self._latency_s(src, dst)
+        if not 0.0 <= latency_s < math.inf:
+            raise ValueError(f"the latency of {src} -> {dst} must be 0 s or more and finite, not {latency_s}")
+        self._flows_made += 1
+        return Flow(self._flows_made, src, dst, nbytes, latency_s, self._loop.time(), done, on_sent)
+
+    def _finish_sending(self, flow: Flow) -> None:
+        now = self._loop.time()
+        flow.sent_at = flow.rated_at = now
+        flow.remaining_bits = 0.0  # by definition: the timer is the truth, what rounding left of the count is not
+        flow.state = FlowState.IN_FLIGHT
+        self.bytes_sent[flow.src] += flow.nbytes
+        if flow._on_sent is not None:
+            self._loop.call_soon(self._call_on_sent, flow)
+        flow._arrival = self._loop.call_at(now + flow.latency_s, self._arrive, flow)
+
+    def _call_on_sent(self, flow: Flow) -> None:
+        if flow._on_sent is not None and flow.state is not FlowState.CANCELLED:
+            flow._on_sent(flow)
+
+    def _arrive(self, flow: Flow) -> None:
+        flow.arrived_at = self._loop.time()
+        flow.state = FlowState.DONE
+        self.bytes_received[flow.dst] += flow.nbytes
+        self._forget(flow)
+        flow._done(flow)
+
+    def _forget(self, flow: Flow) -> None:
+        del self._flows_of[flow.src][flow.number]
+        del self._flows_of[flow.dst][flow.number]
+
+    # Resources.
+
+    def _find_path(self, src: int, dst: int) -> tuple[int, ...]:
+        path = [resource for resource in (src, self._nodes + dst) if resource in self._capacity]
+        if self._pair_bps is not None:
+            pair = (2 + src) * self._nodes + dst
+            if pair not in self._users:  # then it has no capacity either: millions of pairs may meet once each
+                self._limit(pair, self._pair_bps(src, dst))
+            if pair in self._capacity:
+                path.append(pair)
+        return tuple(path)
+
+    def _limit(self, resource: int, bandwidth_bps: float) -> None:
+        if not bandwidth_bps > 0.0:
+            raise ValueError(f"the bandwidth of {self._describe(resource)} must be above 0, not {bandwidth_bps}")
+        if bandwidth_bps < math.inf:
+            self._capacity[resource] = float(bandwidth_bps)
+
+    def _describe(self, resource: int) -> str:
+        kind, node = divmod(resource, self._nodes)
+        if kind >= 2:
+            return f"the pair {kind - 2} -> {node}"
+        return f"the {'down' if kind else 'up'}link of node {node}"
+
+    def _attach(self, flow: Flow, path: tuple[int, ...]) -> None:
+        flow._path = path
+        self._sending[flow.number] = flow
+        for resource in path:
+            self._users.setdefault(resource, {})[flow.number] = flow
+        self._touch(path)
+
+    def _detach(self, flow: Flow) -> None:
+        flow.rate_bps = 0.0
+        flow._finish_at = NEVER  # its entries in the heap are stale from here on
+        del self._sending[flow.number]
+        for resource in flow._path:
+            users = self._users[resource]
+            del users[flow.number]
+            if not users:
+                del self._users[resource]
+                if resource >= 2 * self._nodes:
+                    del self._capacity[resource]
+        self._touch(flow._path)
+
+    # Rates.
+
+    def _touch(self, path: tuple[int, ...]) -> None:
+        if not self._touched:
+            self._loop.at_instant_end(self._allocate)
+        for resource in path:
+            self._touched[resource] = None
+
+    def _allocate(self) -> None:
+        """Share bandwidth anew in every component that this instant has touched."""
+        touched, self._touched = self._touched, {}
+        seen: set[int] = set()
+        for resource in touched:
+            if resource not in seen and resource in self._users:
+                paths, resources = self._find_component(resource)
+                seen.update(resources)
+                self._share(paths, resources)
+        self._set_wake()
+
+    def _find_component(self, origin: int) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+        """Return the paths of the flows linked with `origin`, directly or through flows, and all their resources."""
+        paths: dict[int, tuple[int, ...]] = {}
+        reached = {origin}
+        resources = [origin]
+        for resource in resources:  # grows while we walk it
+            for number, flow in self._users[resource].items():
+                if number not in paths:
+                    paths[number] = flow._path
+                    for crossed in flow._path:
+                        if crossed not in reached:
+                            reached.add(crossed)
+                            resources.append(crossed)
+        return paths, resources
+
+    def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int]) -> None:
+        if len(paths) == 1:  # most of gossip; one flow alone needs no filling
+            rates = dict.fromkeys(paths, min([self._capacity[resource] for resource in resources]))
+        else:
+            rates = _fill(paths, resources, self._users, self._capacity)
+        for number, rate_bps in rates.items():
+            flow = self._sending[number]
+            if rate_bps != flow.rate_bps:
+                self._set_rate(flow, rate_bps)
+
+    def _set_rate(self, flow: Flow, rate_bps: float) -> None:
+        now = self._loop.time()
+        flow.remaining_bits = self._remaining_now(flow)
+        flow.rated_at = now
+        flow.rate_bps = rate_bps
+        flow._finish_at = now + flow.remaining_bits / rate_bps
+        heappush(self._finishes, (flow._finish_at, flow.number))
+
+    def _remaining_now(self, flow: Flow) -> float:
+        return max(0.0, flow.remaining_bits - flow.rate_bps * (self._loop.time() - flow.rated_at))
+
+    # Completions.
+
+    def _is_stale(self, entry: tuple[float, int]) -> bool:
+        flow = self._sending.get(entry[1])
+        return flow is None or flow._finish_at != entry[0]
+
+    def _set_wake(self) -> None:
+        """Set the timer to the first completion, which may have come nearer or gone."""
+        finishes = self._finishes
+        if len(finishes) > 2 * len(self._sending) + STALE_ENTRIES_KEPT:
+            finishes[:] = [entry for entry in finishes if not self._is_stale(entry)]
+            heapify(finishes)
+        while finishes and self._is_stale(finishes[0]):
+            heappop(finishes)
+        finish_at = finishes[0][0] if finishes else NEVER
+        if self._wake is not None:
+            if self._wake.when() == finish_at:
+                return
+            self._wake.cancel()
+        self._wake = self._loop.call_at(finish_at, self._on_wake) if finishes else None
+
+    def _on_wake(self) -> None:
+        """Finish all flows that are due; those due together finish in the order of their start."""
+        self._wake = None
+        now = self._loop.time()
+        while self._finishes and self._finishes[0][0] <= now:
+            entry = heappop(self._finishes)
+            if not self._is_stale(entry):
+                flow = self._sending[entry[1]]
+                self._detach(flow)
+                self._finish_sending(flow)

@@ -1,0 +1,131 @@
+"""Run a whole run file in virtual time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from decentral.config import Run
+from decentral.errors import ConfigError
+from decentral.journal import Record
+from decentral.outcome import Outcome
+from decentral.peer import Peer
+from decentral.replica import PhantomReplica, Replica, TorchReplica, evaluate, initial_model
+from decentral.sim.clock import VirtualLoop
+from decentral.sim.world import SimWorld
+from decentral.state import Layout, bind, layout_of
+from decentral.task import Task
+
+ALIGNMENT = 16
+"""Rows of the stacked state start at multiples of so many float32: vector instructions see in every row what they see
+in a worker's own buffer, so both worlds compute the same bits."""
+
+
+def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record], None] | None = None) -> Outcome:
+    """Return what a run comes to in virtual time. The same run gives the same records, bit for bit.
+
+    `timing_only` skips all tensor work: times, traffic and round outcomes alone. `on_record` sees every record as it is
+    made. Raises `DecentralError` for what is the user's to mend.
+    """
+    task = run.make_task()
+    records: list[Record] = []
+
+    def record(item: Record) -> None:
+        records.append(item)
+        if on_record is not None:
+            on_record(item)
+
+    with _threads(run.real.threads):
+        replicas = _phantoms(run, task) if timing_only else _stacked(run, task)
+        run.rule.check_layout(replicas[0].layout)
+        loop = VirtualLoop()
+        peers: list[Peer] = []
+        try:
+            loop.run_until_complete(_run(loop, run, replicas, peers, record, evaluates=not timing_only))
+            outcome = Outcome(records, loop.time())
+        finally:
+            loop.close()
+        if not timing_only:
+            finished = {item.worker for item in outcome.left() if item.reason == "finished"}
+            if not finished:
+                raise ConfigError("fleet.events: no worker is left at the end; there is nothing to merge")
+            outcome.params = {peer.id: peer.params for peer in peers if peer.id in finished}
+            outcome.slots = {peer.id: peer.slots for peer in peers if peer.id in finished}
+            measure(outcome, run, task)
+    return outcome
+
+
+def measure(outcome: Outcome, run: Run, task: Task) -> None:
+    """Fill in the outcome's held-out metrics: of the initial model, and of the merged one."""
+    model = initial_model(task, run.seed)
+    outcome.before = evaluate(task, model)
+    layout = layout_of(model)
+    bind(model, layout, flat := torch.zeros(layout.size), torch.zeros(layout.size))
+    flat.copy_(outcome.merged())
+    outcome.after = evaluate(task, model)
+
+
+async def _run(
+    loop: VirtualLoop,
+    run: Run,
+    replicas: list[Replica],
+    peers: list[Peer],
+    record: Callable[[Record], None],
+    evaluates: bool,
+) -> None:
+    world = SimWorld(loop, run.fleet, run.seed, record)
+    peers += [
+        Peer(
+            world,
+            replica,
+            world.members,
+            worker=worker,
+            seed=run.seed,
+            steps=run.steps,
+            evaluate_every=run.evaluate_every if evaluates else 0,
+            patience_s=run.patience_s,
+        )
+        for worker, replica in enumerate(replicas)
+    ]
+    await world.run(peers, run.rule)
+
+
+def _stacked(run: Run, task: Task) -> list[Replica]:
+    """Return real replicas whose parameters are the rows of one `[N, P]` tensor."""
+    first = initial_model(task, run.seed)
+    size = layout_of(first).size
+    stride = -(-size // ALIGNMENT) * ALIGNMENT
+    rows = torch.zeros(run.fleet.size, stride)
+    return [
+        TorchReplica(
+            task,
+            run.inner,
+            worker=worker,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            total_steps=run.steps,
+            model=copy.deepcopy(first),
+            storage=rows[worker, :size],
+        )
+        for worker in range(run.fleet.size)
+    ]
+
+
+def _phantoms(run: Run, task: Task) -> list[Replica]:
+    with torch.device("meta"):
+        layout: Layout = layout_of(initial_model(task, run.seed))
+    return [PhantomReplica(layout, run.batch_size) for _ in range(run.fleet.size)]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with as many threads as a worker of the real world would: sums then run in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,186 @@
+"""The simulated world: what a `Peer` meets when time is virtual."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
+
+from decentral.errors import PeerGone
+from decentral.fleet import Fleet
+from decentral.journal import Record
+from decentral.members import Ballot, Decision, Members, Roster
+from decentral.peer import Peer
+from decentral.protocols import SyncRule
+from decentral.replica import Spans, seed_of
+from decentral.sim.clock import VirtualLoop
+from decentral.sim.network import Flow, Network
+from decentral.wire import Header, Packet, Tag, pack_header
+
+T = TypeVar("T")
+
+FORWARD_SHARE = 1 / 3
+"""The forward pass's share of a local step; the backward pass costs twice as much."""
+
+
+class SimWorld:
+    """Workers that share a virtual loop, a network and a roster."""
+
+    def __init__(self, loop: VirtualLoop, fleet: Fleet, seed: int, record: Callable[[Record], None]) -> None:
+        self._loop = loop
+        self._fleet = fleet
+        self._groups = fleet.each()
+        self._chance = [random.Random(seed_of(seed, "jitter", worker)) for worker in range(fleet.size)]
+        self._network = Network(
+            loop,
+            up_bps=[group.up_bps or fleet.up_bps for group in self._groups],
+            down_bps=[group.down_bps or fleet.down_bps for group in self._groups],
+            latency_s=lambda _source, _to: fleet.latency_s,
+        )
+        self._roster = Roster(tuple(range(fleet.size)), self._changed)
+        self._peers: dict[int, Peer] = {}
+        self._mains: dict[int, asyncio.Task[None]] = {}
+        self._flying: dict[Flow, tuple[Peer, Peer, asyncio.Future[None]]] = {}
+        self._unsent: list[int] = [0] * fleet.size
+        self._drained: dict[int, asyncio.Future[None]] = {}
+        self.record = record
+
+    @property
+    def members(self) -> Members:
+        return self._roster.members
+
+    @property
+    def network(self) -> Network:
+        return self._network
+
+    # -- the life of workers ---------------------------------------------------------------------------------------
+
+    async def run(self, peers: Sequence[Peer], rule: SyncRule) -> None:
+        """Run the rule on every peer to its end; raises what a worker raised, such as `TaskError`."""
+        self._peers = {peer.id: peer for peer in peers}
+        self._mains = {peer.id: self._loop.create_task(self._live(peer, rule)) for peer in peers}
+        for event in self._fleet.events:
+            self._loop.call_at(event.at_s, self._crash, event.worker)
+        try:
+            await asyncio.gather(*self._mains.values())
+        finally:
+            for main in self._mains.values():
+                main.cancel()
+
+    async def _live(self, peer: Peer, rule: SyncRule) -> None:
+        try:
+            await peer.run(rule.run)
+            if self._unsent[peer.id]:
+                self._drained[peer.id] = self._loop.create_future()
+                await self._drained[peer.id]
+        except asyncio.CancelledError:
+            if peer.id in self._peers:
+                raise
+            return  # crashed, and `_crash` has said so
+        except PeerGone as error:
+            self._leave(peer, str(error))
+            return
+        self._leave(peer, "finished")
+
+    def _leave(self, peer: Peer, reason: str) -> None:
+        self.record(peer.left(reason))
+        del self._peers[peer.id]
+        self._roster.remove(peer.id)
+
+    def _crash(self, worker: int) -> None:
+        peer = self._peers.pop(worker, None)
+        if peer is None:
+            return
+        self._mains[worker].cancel()
+        for flow in self._network.cancel_node(worker):
+            self._end(flow, PeerGone(f"worker {worker} crashed"))
+        self.record(peer.left("crashed"))
+        self._loop.call_later(self._fleet.detection_s, self._roster.remove, worker)
+
+    def _changed(self, members: Members) -> None:
+        for peer in list(self._peers.values()):
+            peer.changed(members)
+
+    # -- the World port --------------------------------------------------------------------------------------------
+
+    async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
+        """Let `steps` local steps' worth of virtual time pass, then really do the work, in no virtual time."""
+        if steps:
+            await asyncio.sleep(self._duration(peer.id, steps))
+        return work()
+
+    async def backward(self, peer: Peer, fragments: Sequence[Spans]) -> AsyncIterator[int]:
+        """Forward first; then fragments become final one after the other, each after its share of the elements."""
+        duration = self._duration(peer.id, 1)
+        await asyncio.sleep(FORWARD_SHARE * duration)
+        order: list[int] = []
+        peer.backward_done(peer.replica.backward(peer.step, fragments, order.append))
+        for index in order:
+            share = sum(stop - start for start, stop in fragments[index]) / peer.layout.size
+            await asyncio.sleep((1 - FORWARD_SHARE) * duration * share)
+            yield index
+
+    def send(self, peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
+        """Start a flow of the frame's bytes; the packet arrives when its last byte does."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        target = self._peers.get(to)
+        if target is None:
+            future.set_exception(PeerGone(f"worker {to} is not in the run"))
+            future.exception()  # whoever did not await it has nothing to be told
+            return future
+        header = pack_header(Header(peer.id, 0, tag, packet.codec, packet.numel, packet.nbytes))
+        nbytes = len(header) + packet.nbytes
+
+        def done(flow: Flow) -> None:
+            target.meter.received_bytes += nbytes
+            target.arrived(peer.id, tag, packet)
+            self._end(flow, None)
+
+        peer.meter.sent(nbytes)
+        peer.meter.begin_transfer()
+        target.meter.begin_transfer()
+        self._unsent[peer.id] += 1
+        self._flying[self._network.transfer(peer.id, to, nbytes, done)] = (peer, target, future)
+        return future
+
+    async def vote(self, peer: Peer, ballot: Ballot) -> Decision:
+        """Vote at the roster, one latency away; the answer takes another one. Its bytes are not worth counting."""
+        answer: asyncio.Future[Decision] = self._loop.create_future()
+
+        def decided(decision: Decision) -> None:
+            self._loop.call_later(self._fleet.latency_s, self._hand_over, answer, decision)
+
+        await asyncio.sleep(self._fleet.latency_s)
+        self._roster.vote(ballot, decided)
+        return await answer
+
+    def _hand_over(self, answer: asyncio.Future[Decision], decision: Decision) -> None:
+        if not answer.done():
+            answer.set_result(decision)
+
+    def _end(self, flow: Flow, error: PeerGone | None) -> None:
+        source, target, future = self._flying.pop(flow)
+        source.meter.end_transfer()
+        target.meter.end_transfer()
+        if not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()
+        self._unsent[source.id] -= 1
+        drained = self._drained.get(source.id)
+        if drained is not None and not self._unsent[source.id] and not drained.done():
+            drained.set_result(None)
+
+    def _duration(self, worker: int, steps: float) -> float:
+        seconds = steps * self._fleet.step_time_s / self._groups[worker].speed
+        sigma = self._fleet.jitter
+        if sigma:
+            chance = self._chance[worker]
+            whole = max(1, round(steps))
+            factors = [math.exp(chance.gauss(-sigma * sigma / 2, sigma)) for _ in range(whole)]
+            seconds *= sum(factors) / whole
+        return seconds

@@ -1,0 +1,57 @@
+"""What is trained: a `Task` is a model, its batches, a loss and an evaluation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from decentral.part import Part
+
+Batch = Any
+"""A tensor, or a nest of tuples, lists and dicts of tensors."""
+
+
+class Task(Part):
+    """A model and the work to be done on it.
+
+    Every worker builds its own task from the same fields, so a task must be a pure function of them: two workers that
+    ask for the same batch get the same tensors. Subclass it, give it fields for whatever is configurable, and name it
+    in the run file as `module:Class` (or a function that returns one).
+    """
+
+    headline: ClassVar[str] = "loss"
+    """The key of `evaluate`'s answer that tables and plots show; smaller is better unless `higher_is_better`."""
+
+    higher_is_better: ClassVar[bool] = False
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """Return a new model. Called under a fixed seed, so that every worker starts from equal weights."""
+
+    @abstractmethod
+    def batch(self, worker: int, start: int, size: int) -> Batch:
+        """Return the samples `start .. start + size - 1` of `worker`'s own endless stream, on the CPU."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over the batch: a scalar that `backward()` can be called on."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return held-out metrics, `"loss"` among them. The model is in eval mode and gradients are off."""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with every tensor in it on `device`."""
+    if device.type == "cpu":
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
