@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
@@ -85,6 +85,8 @@ class Inner(Part):
 class SGD(Inner):
     """Stochastic gradient descent: v <- momentum v + g + weight_decay x; x <- x - lr v."""
 
+    name: ClassVar[str] = "sgd"
+
     momentum: Coefficient = 0.0
     """Share of the velocity that is kept from step to step."""
     nesterov: bool = False
@@ -115,6 +117,8 @@ class AdamW(Inner):
 
     x <- (1 - lr weight_decay) x - lr m / (sqrt(v) + eps), with bias-corrected m and v.
     """
+
+    name: ClassVar[str] = "adamw"
 
     lr: PositiveFloat = 1e-3
     """Peak learning rate."""

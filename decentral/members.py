@@ -100,9 +100,9 @@ class _Round:
 
 
 class Roster:
-    """Membership and decisions of one run. `on_change` is called with the new members after every change."""
+    """Membership and decisions of one run. `on_change(members, gone)` is called after every change."""
 
-    def __init__(self, workers: tuple[int, ...], on_change: Callable[[Members], None] | None = None) -> None:
+    def __init__(self, workers: tuple[int, ...], on_change: Callable[[Members, int], None]) -> None:
         self.members = Members(0, workers)
         self._past = {0: self.members}
         self._on_change = on_change
@@ -115,8 +115,7 @@ class Roster:
             return
         self.members = self.members.without(worker)
         self._past[self.members.epoch] = self.members
-        if self._on_change is not None:
-            self._on_change(self.members)
+        self._on_change(self.members, worker)
         for key in list(self._open):
             if key in self._open:
                 for epoch in list(self._open[key].attempts):

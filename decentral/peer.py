@@ -8,9 +8,10 @@ event loop's, so `asyncio.sleep` and `Peer.now` are virtual in the simulator.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -268,10 +269,9 @@ class Peer:
         if source in self.members:
             self._mail.put(source, tag, packet)
 
-    def changed(self, members: Members) -> None:
-        """The membership has changed: waits for those who are gone end with `PeerGone`."""
+    def changed(self, members: Members, gone: Collection[int]) -> None:
+        """The membership has changed: waits for those who are `gone` end with `PeerGone`."""
         if members.epoch > self.members.epoch:
-            gone = set(self.members) - set(members)
             self.members = members
             self._mail.fail(gone)
 
@@ -321,16 +321,17 @@ class Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._arrived: dict[Tag, deque[tuple[int, Packet]]] = {}
-        self._waiting: dict[Tag, list[tuple[int | None, asyncio.Future[tuple[int, Packet]]]]] = {}
+        self._waiting: dict[Tag, list[_Wait]] = {}
+        self._check_at = math.inf  # when `_expire` will look at the deadlines next
         self._closed: dict[str, int] = {}
 
     def put(self, source: int, tag: Tag, packet: Packet) -> None:
         if tag.round <= self._closed.get(tag.channel, -1):
             return
-        for index, (wanted, future) in enumerate(self._waiting.get(tag, ())):
-            if wanted in (source, None) and not future.done():
-                self._forget(tag, index)
-                future.set_result((source, packet))
+        for wait in self._waiting.get(tag, ()):
+            if (wait.source is None or wait.source == source) and not wait.future.done():
+                self._forget(tag, wait)
+                wait.future.set_result((source, packet))
                 return
         self._arrived.setdefault(tag, deque()).append((source, packet))
 
@@ -346,35 +347,57 @@ class Mailbox:
 
     async def wait(self, source: int | None, tag: Tag, timeout_s: float) -> tuple[int, Packet]:
         future: asyncio.Future[tuple[int, Packet]] = self._loop.create_future()
-        self._waiting.setdefault(tag, []).append((source, future))
-        deadline = self._loop.call_later(timeout_s, self._expire, future, tag, timeout_s)
+        wait = _Wait(source, future, self._loop.time() + timeout_s)
+        self._waiting.setdefault(tag, []).append(wait)
+        if wait.deadline < self._check_at:
+            self._check_at = wait.deadline
+            self._loop.call_at(wait.deadline, self._expire)
         try:
             return await future
         finally:
-            deadline.cancel()
-            for index, (_, other) in enumerate(self._waiting.get(tag, ())):
-                if other is future:
-                    self._forget(tag, index)
-                    break
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                self._forget(tag, wait)
 
-    def fail(self, gone: set[int]) -> None:
+    def fail(self, gone: Collection[int]) -> None:
         """End every wait for one of these workers."""
-        for waiting in list(self._waiting.values()):
-            for source, future in list(waiting):
-                if source in gone and not future.done():
-                    future.set_exception(PeerGone(f"worker {source} left the run"))
+        for waits in self._waiting.values():
+            for wait in waits:
+                if wait.source in gone and not wait.future.done():
+                    wait.future.set_exception(PeerGone(f"worker {wait.source} left the run"))
 
     def close(self, channel: str, round_: int) -> None:
         self._closed[channel] = max(round_, self._closed.get(channel, -1))
         for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
             del self._arrived[tag]
 
-    def _expire(self, future: asyncio.Future[tuple[int, Packet]], tag: Tag, timeout_s: float) -> None:
-        if not future.done():
-            future.set_exception(TimeoutError(f"nothing came for {tag} within {timeout_s} s"))
+    def _expire(self) -> None:
+        """End the waits whose deadline has come. One timer serves all: most waits end long before their deadline."""
+        now = self._loop.time()
+        self._check_at = math.inf
+        for tag, waits in self._waiting.items():
+            for wait in waits:
+                if wait.future.done():
+                    continue
+                if wait.deadline <= now:
+                    wait.future.set_exception(TimeoutError(f"nothing came for {tag} before the deadline"))
+                else:
+                    self._check_at = min(self._check_at, wait.deadline)
+        if self._check_at < math.inf:
+            self._loop.call_at(self._check_at, self._expire)
 
-    def _forget(self, tag: Tag, index: int) -> None:
-        waiting = self._waiting[tag]
-        del waiting[index]
-        if not waiting:
+    def _forget(self, tag: Tag, wait: _Wait) -> None:
+        waits = self._waiting[tag]
+        waits.remove(wait)
+        if not waits:
             del self._waiting[tag]
+
+
+class _Wait:
+    """Somebody who waits for a packet from `source` until `deadline`, in seconds of the loop's clock."""
+
+    __slots__ = ("deadline", "future", "source")
+
+    def __init__(self, source: int | None, future: asyncio.Future[tuple[int, Packet]], deadline: float) -> None:
+        self.source = source
+        self.future = future
+        self.deadline = deadline

@@ -11,7 +11,7 @@ from decentral.inner import INNER, SGD, AdamW, Inner
 
 SHAPES = [(7, 5), (5,), (3, 4)]
 
-OPTIMISERS = [
+OPTIMISERS: list[Inner] = [
     SGD(lr=0.1),
     SGD(lr=0.1, momentum=0.9),
     SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),

@@ -71,9 +71,8 @@ def _fill(
     # The level at which a resource fills only rises while others fill, so an entry of the heap is a lower bound.
     heap = [(spare[resource] / count, order, resource) for order, (resource, count) in enumerate(waiting.items())]
     heapify(heap)
-    level = 0.0
     while heap:
-        level, full = _next_full(heap, spare, waiting, level)
+        level, full = _next_full(heap, spare, waiting)
         if level == math.inf:
             break
         frozen = dict.fromkeys([flow for resource in full for flow in users[resource] if flow not in rates], level)
@@ -84,17 +83,15 @@ def _fill(
     return rates
 
 
-def _next_full(
-    heap: list[tuple[float, int, K]], spare: dict[K, float], waiting: dict[K, int], level: float
-) -> tuple[float, list[K]]:
+def _next_full(heap: list[tuple[float, int, K]], spare: dict[K, float], waiting: dict[K, int]) -> tuple[float, list[K]]:
     """Take from the heap the resources that fill next, all of one level; infinity when no flow waits any more."""
     full: list[K] = []
-    bound = math.inf
+    level = bound = math.inf
     while heap and heap[0][0] <= bound:
         estimate, order, resource = heappop(heap)
         if not waiting[resource]:
             continue
-        fills_at = max(level, spare[resource] / waiting[resource])  # rounding must not lower the level
+        fills_at = spare[resource] / waiting[resource]
         if fills_at > estimate * SAME_LEVEL:
             heappush(heap, (fills_at, order, resource))
             continue
@@ -102,7 +99,7 @@ def _next_full(
             level = fills_at
             bound = level * SAME_LEVEL
         full.append(resource)
-    return (level if full else math.inf), full
+    return level, full
 
 
 class FlowState(enum.Enum):

@@ -40,6 +40,7 @@ class SimWorld:
             latency_s=lambda _source, _to: fleet.latency_s,
         )
         self._roster = Roster(tuple(range(fleet.size)), self._changed)
+        self._gone: list[int] = []
         self._peers: dict[int, Peer] = {}
         self._mains: dict[int, asyncio.Task[None]] = {}
         self._flying: dict[Flow, tuple[Peer, Peer, asyncio.Future[None]]] = {}
@@ -99,9 +100,16 @@ class SimWorld:
         self.record(peer.left("crashed"))
         self._loop.call_later(self._fleet.detection_s, self._roster.remove, worker)
 
-    def _changed(self, members: Members) -> None:
+    def _changed(self, members: Members, gone: int) -> None:
+        """Tell everybody once an instant: a thousand workers may finish together."""
+        if not self._gone:
+            self._loop.at_instant_end(self._tell)
+        self._gone.append(gone)
+
+    def _tell(self) -> None:
+        gone, self._gone = self._gone, []
         for peer in list(self._peers.values()):
-            peer.changed(members)
+            peer.changed(self._roster.members, gone)
 
     # -- the World port --------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class FashionMNIST(Task):
     A batch is (images [size, 1, 28, 28] float32, normalised; labels [size] int64), drawn with replacement.
     """
 
+    name: ClassVar[str] = "fashion_mnist"
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
 

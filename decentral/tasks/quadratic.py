@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class Quadratic(Task):
     A batch is (centres, noise), each [size, dimension] float32: the worker's centre in every row, and what sample
     `i` adds to the gradient. So the loss needs no worker id, and batches of several workers may be joined.
     """
+
+    name: ClassVar[str] = "quadratic"
 
     dimension: PositiveInt = 16
     """Length of `x`."""

@@ -44,6 +44,7 @@ class ByteGPT(Task):
     workers on different Python versions see different texts: give them a `corpus` if that matters.
     """
 
+    name: ClassVar[str] = "byte_gpt"
     headline: ClassVar[str] = "bits_per_byte"
 
     width: PositiveInt = 128

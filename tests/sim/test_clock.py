@@ -165,7 +165,9 @@ def test_timer_cancelled_by_another_of_the_same_instant_does_not_run(loop: Virtu
     victims: list[Handle] = []
     loop.call_at(1.0, lambda: victims[0].cancel())
     victims.append(loop.call_at(1.0, pytest.fail, "victim ran"))
+    loop.call_at(1.0, pytest.fail, "a timer cancelled beforehand ran").cancel()
     loop.run_until_complete(asyncio.sleep(2))
+    assert loop._timers_cancelled == 0
 
 
 def test_heap_of_timers_is_compacted_when_cancelled_ones_dominate(loop: VirtualLoop) -> None:
@@ -519,8 +521,10 @@ def test_error_of_the_main_coroutine_is_raised_once_and_the_loop_is_left(loop: V
         assert asyncio.get_running_loop() is loop
         raise ValueError("main")
 
+    hooks = sys.get_asyncgen_hooks()
     with pytest.raises(ValueError, match="main"):
         loop.run_until_complete(main())
+    assert sys.get_asyncgen_hooks() == hooks
     with pytest.raises(RuntimeError, match="no running event loop"):
         asyncio.get_running_loop()
     assert loop.run_until_complete(asyncio.sleep(1, "still works")) == "still works"
@@ -600,24 +604,54 @@ def test_closing_after_a_deadlock_or_an_error_is_clean(caplog: pytest.LogCapture
     assert caplog.records == []
 
 
-def test_closing_raises_what_cleaning_up_raises() -> None:
+@pytest.mark.parametrize("in_callback", [False, True])
+def test_closing_raises_what_cleaning_up_raises_after_all_have_cleaned_up(in_callback: bool) -> None:
     virtual = VirtualLoop()
     ended: list[str] = []
 
-    async def worker(name: str) -> None:
+    def fail() -> None:
+        raise ValueError("could not clean up")
+
+    async def bad() -> None:
         try:
             await asyncio.sleep(1e9)
         finally:
-            ended.append(name)
-            if name == "bad":
-                raise ValueError("could not clean up")
+            ended.append("bad")
+            if in_callback:
+                virtual.call_soon(fail)
+            else:
+                fail()
 
-    tasks = [virtual.create_task(worker(name), name=name) for name in ("bad", "good")]
+    async def good() -> None:
+        try:
+            await asyncio.sleep(1e9)
+        finally:
+            await asyncio.sleep(1)
+            ended.append("good")
+
+    tasks = [virtual.create_task(bad()), virtual.create_task(good())]
     virtual.run_until_complete(asyncio.sleep(1))
     with pytest.raises(ValueError, match="could not clean up"):
         virtual.close()
     assert ended == ["bad", "good"]
     assert all(task.done() for task in tasks)
+
+
+def test_closing_also_cancels_tasks_that_cleaning_up_starts() -> None:
+    virtual = VirtualLoop()
+    started: list[asyncio.Task[None]] = []
+
+    async def worker() -> None:
+        try:
+            await asyncio.sleep(1e9)
+        finally:
+            started.append(virtual.create_task(asyncio.sleep(1e9)))
+
+    virtual.create_task(worker())
+    virtual.run_until_complete(asyncio.sleep(1))
+    virtual.close()
+    assert [task.cancelled() for task in started] == [True]
+    assert virtual.time() == 1.0
 
 
 def test_closed_loop_refuses_work_and_closes_twice() -> None:

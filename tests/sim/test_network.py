@@ -374,6 +374,11 @@ def test_equal_flows_get_equal_rates_to_the_last_bit() -> None:
     assert max(slow) < min(others)
 
 
+def test_levels_that_differ_by_rounding_only_are_one_level() -> None:
+    assert 0.3 / 3 != 0.1
+    assert len(set(max_min([["a"], ["a"], ["a"], ["b"]], {"a": 0.3, "b": 0.1}))) == 1
+
+
 def test_resource_without_capacity_is_an_error_and_no_flows_are_fine() -> None:
     assert max_min([], {}) == []
     assert max_min([["free"], []], {"free": math.inf}) == [math.inf, math.inf]
@@ -449,6 +454,7 @@ def test_rates_equal_a_global_allocation_at_every_instant(seed: int, scenes: Cal
     assert not scene.network._sending
     assert not any(scene.network._flows_of)
     assert len(scene.network._finishes) < 300
+    assert len(scene.network._capacity) <= 2 * nodes  # none is kept for pairs that no longer talk
 
 
 def test_rate_is_not_touched_by_strangers(scenes: Callable[..., Scene]) -> None:
@@ -461,15 +467,41 @@ def test_rate_is_not_touched_by_strangers(scenes: Callable[..., Scene]) -> None:
     assert scene.flows[0].rate_bps == 10 * MBPS
 
 
-def test_no_residue_after_many_changes_of_rate(scenes: Callable[..., Scene]) -> None:
-    # 20,000 short flows beside a long one change its rate 40,000 times. In whole bits: while a short flow of 1 needs
-    # 0.2 s at 5, the long one gets 1 too; the rest of each third of a second it has 10 for itself.
+def test_flow_whose_share_stays_the_same_keeps_its_time_of_completion(scenes: Callable[..., Scene]) -> None:
+    scene = scenes([10] * 4, [10, 1, 10, 10])
+    scene.send(0, 1, 100)  # its downlink of 1 limits it, however many others share the uplink
+    scene.send(0, 2, 100)
+    scene.send(0, 3, 100, when=3.0)
+    scene.run(until=5.0)
+    assert [flow.rated_at for flow in scene.flows] == [0.0, 3.0, 3.0]
+    assert [flow.rate_bps / MBPS for flow in scene.flows] == [1.0, 4.5, 4.5]
+
+
+def test_bandwidth_is_shared_once_at_the_end_of_the_instant(scenes: Callable[..., Scene]) -> None:
     scene = scenes([10, 10, 10], [10, 10, 10])
-    total = 20_000 * (1 + 10 * (1 / 3 - 0.2))
-    scene.send(0, 1, total)
-    for number in range(20_000):
+
+    async def main() -> None:
+        first = scene.start(0, 1, 10)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        second = scene.start(0, 2, 10)
+        assert first.rate_bps == second.rate_bps == 0.0
+        await asyncio.sleep(0.5)
+        assert first.rate_bps == second.rate_bps == 5 * MBPS
+
+    scene.loop.run_until_complete(main())
+
+
+def test_no_residue_after_many_changes_of_rate(scenes: Callable[..., Scene]) -> None:
+    # 5,000 short flows beside a long one change its rate 10,000 times: while a short one of 1 takes 0.2 s at 5, the
+    # long one gets 1 too, and in the rest of each third of a second it has all 10.
+    scene = scenes([10, 10, 10], [10, 10, 10])
+    scene.send(0, 1, 5_000 * (1 + 10 * (1 / 3 - 0.2)))
+    for number in range(5_000):
         scene.send(0, 2, 1, when=number / 3)
-    assert scene.run()[0] == pytest.approx(20_000 / 3, rel=1e-9)
+    scene.run(until=5_000 / 3 - 0.1)
+    assert len(scene.network._finishes) < 100  # stale times of completion do not pile up
+    assert scene.run()[0] == pytest.approx(5_000 / 3, rel=1e-9)
     assert scene.flows[0].remaining_bits == 0.0
 
 

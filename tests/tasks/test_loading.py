@@ -59,6 +59,14 @@ def test_a_built_in_name_with_fields() -> None:
 
 def test_every_built_in_task_can_be_made_without_fields() -> None:
     assert {name: type(load_task(name)) for name in TASKS} == TASKS
+    assert [kind.name for kind in TASKS.values()] == list(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_can_be_made_again_from_its_table(name: str) -> None:
+    task = load_task(name)
+    table = task.to_table()
+    assert load_task(table.pop("name"), **table) == task
 
 
 def test_a_class_and_a_function_of_the_current_directory(project: Path) -> None:

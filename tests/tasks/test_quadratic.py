@@ -67,8 +67,8 @@ def test_curvature_ends_are_joined_by_a_geometric_row() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_samples_do_not_depend_on_how_they_are_cut_into_batches(noise: float) -> None:
     task = Quadratic(noise=noise)
-    parts = zip(task.batch(3, 0, 3), task.batch(3, 3, 5))
-    assert all(torch.equal(one, torch.cat(two)) for one, two in zip(task.batch(3, 0, 8), parts))
+    parts = zip(task.batch(3, 0, 3), task.batch(3, 3, 5), strict=True)
+    assert all(torch.equal(one, torch.cat(two)) for one, two in zip(task.batch(3, 0, 8), parts, strict=True))
 
 
 def test_noise_is_normal_with_the_given_deviation_and_differs_between_workers() -> None:
