@@ -42,7 +42,7 @@ class Part(BaseModel):
         return cls.__dict__.get("name") or f"{cls.__module__}:{cls.__qualname__}"
 
     def to_table(self) -> dict[str, Any]:
-        """Return the part as a run file spells it: its name and every field, defaults too. Unset fields are left out."""
+        """Return the part as a run file spells it: name and every field, defaults too; unset fields are left out."""
         table: dict[str, Any] = {"name": self.spelling()} if self.chosen else {}
         for field in type(self).model_fields:
             value = getattr(self, field)

@@ -92,7 +92,7 @@ class TorchReplica:
         return torch.zeros_like(self.params) if like is None else like.detach().clone()
 
     def train(self, step: int, steps: int) -> float:
-        """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `TaskError` if one is not finite."""
+        """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `TaskError` if it is not finite."""
         losses = []
         for at in range(step, step + steps):
             losses.append(self._gradient(at))
@@ -173,7 +173,7 @@ def digest(values: Sequence[Tensor]) -> int:
     checksum = 0
     for value in values:
         if isinstance(value, Tensor):
-            checksum = zlib.crc32(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"), checksum)
+            checksum = zlib.crc32(value.detach().cpu().contiguous().view(torch.uint8).numpy().data, checksum)
     return checksum
 
 
@@ -190,7 +190,7 @@ class _Readiness:
         if not self._hooked:
             named = dict(self._model.named_parameters())
             for entry in self._layout.entries:
-                named[entry.name].register_post_accumulate_grad_hook(self._hook(entry.name))
+                named[entry.name].register_post_accumulate_grad_hook(self._hook(entry.name))  # type: ignore[no-untyped-call]
             self._hooked = True
         self._ready = ready
         self._left = [0] * len(fragments)

@@ -66,7 +66,7 @@ def unpack_header(data: bytes) -> Header:
         raise FrameError(f"header is not msgpack: {error}") from error
     kinds = (int, int, str, int, str, str, int, int)
     if not isinstance(fields, tuple) or [type(field) for field in fields] != list(kinds):
-        raise FrameError("header does not have the fields source, incarnation, channel, round, part, codec, numel, nbytes")
+        raise FrameError(f"header is not {len(kinds)} fields of the kinds that `pack_header` writes")
     source, incarnation, channel, round_, part, codec, numel, nbytes = fields
     if min(source, incarnation, round_, numel, nbytes) < 0 or nbytes > MAX_PACKET_BYTES:
         raise FrameError(f"header has a number out of range: numel {numel}, nbytes {nbytes}, round {round_}")

@@ -118,4 +118,4 @@ def require_partition(fragments: Sequence[Fragment], layout: Layout) -> None:
 
 
 CUTS: dict[str, type[Cut]] = {cut.name: cut for cut in (Whole, Layers, Buckets)}
-CutField = Annotated[Cut, BeforeValidator(lambda value: part_named(value, CUTS, Cut, "a cut into fragments"))]
+CutField = Annotated[Cut, BeforeValidator(lambda value: part_named(value, CUTS, Cut, "cut into fragments"))]

@@ -66,7 +66,7 @@ class Nesterov(Outer):
 
 
 OUTERS: dict[str, type[Outer]] = {outer.name: outer for outer in (OuterSGD, Nesterov)}
-OuterField = Annotated[Outer, BeforeValidator(lambda value: part_named(value, OUTERS, Outer, "an outer optimiser"))]
+OuterField = Annotated[Outer, BeforeValidator(lambda value: part_named(value, OUTERS, Outer, "outer optimiser"))]
 
 
 def consensus_momentum(

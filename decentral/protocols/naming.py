@@ -11,22 +11,23 @@ from decentral.part import Part
 P = TypeVar("P", bound=Part)
 
 
-def part_named(value: Any, known: Mapping[str, type[P]], base: type[P], what: str) -> P:
+def part_named(value: Any, known: Mapping[str, type[P]], base: type[Any], what: str) -> P:
     """Return the part that `value` names: a part already, a name, or a table with `name` and the part's fields.
 
     A name is one of `known`, or `module:Class` for a part of the user's own. Raises `ValueError` (which pydantic turns
     into a message with the field's place) when there is no such part, and `ValidationError` when a field is wrong.
     """
     if isinstance(value, base):
-        return value
+        found: P = value
+        return found
     fields = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = fields.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError(f"expected {what} by name: one of {', '.join(sorted(known))}, or module:Class")
+        raise ValueError(f"expected the name of a {what}: one of {', '.join(sorted(known))}, or module:Class")
     return class_named(name, known, base, what)(**fields)
 
 
-def class_named(name: str, known: Mapping[str, type[P]], base: type[P], what: str) -> type[P]:
+def class_named(name: str, known: Mapping[str, type[P]], base: type[Any], what: str) -> type[P]:
     """Return the class that `name` stands for; raises `ValueError` when there is none."""
     if name in known:
         return known[name]
@@ -39,4 +40,5 @@ def class_named(name: str, known: Mapping[str, type[P]], base: type[P], what: st
         raise ValueError(f"cannot load {what} '{name}': {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"'{name}' is not a {base.__name__}")
-    return found
+    cls: type[P] = found
+    return cls

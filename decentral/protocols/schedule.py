@@ -36,8 +36,10 @@ SCHEDULES: dict[str, type[Schedule]] = {Every.name: Every}
 
 def _schedule(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"must be at least 1 local step, not {value}")
         return Every(period=value)
-    return part_named(value, SCHEDULES, Schedule, "a whole number of local steps, or a schedule")
+    return part_named(value, SCHEDULES, Schedule, "schedule")
 
 
 Period = Annotated[Schedule, BeforeValidator(_schedule)]

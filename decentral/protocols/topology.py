@@ -113,5 +113,5 @@ def require_two(workers: int, rule: str) -> None:
 
 TOPOLOGIES: dict[str, type[Topology]] = {cls.name: cls for cls in (All, RandomGroups, Ring, Exponential)}
 TopologyField = Annotated[
-    Topology, BeforeValidator(lambda value: part_named(value, TOPOLOGIES, Topology, "a topology"))
+    Topology, BeforeValidator(lambda value: part_named(value, TOPOLOGIES, Topology, "topology"))
 ]

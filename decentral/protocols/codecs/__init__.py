@@ -12,6 +12,6 @@ from decentral.protocols.codecs.dense import BFloat16, Float32
 from decentral.protocols.naming import part_named
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Float32, BFloat16, Int8)}
-CodecField = Annotated[Codec, BeforeValidator(lambda value: part_named(value, CODECS, Codec, "a codec"))]
+CodecField = Annotated[Codec, BeforeValidator(lambda value: part_named(value, CODECS, Codec, "codec"))]
 
 __all__ = ["CODECS", "BFloat16", "Codec", "CodecField", "Float32", "Int8"]

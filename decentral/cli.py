@@ -1,0 +1,153 @@
+"""The command line: train, simulate, compare."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from decentral.compare.rules import compare, comparison, comparison_table, entries_of
+from decentral.config import Run, read_run
+from decentral.errors import DecentralError
+from decentral.folder import RunFolder, new_folder
+from decentral.journal import Record
+from decentral.outcome import Outcome
+from decentral.report.live import LiveView
+from decentral.report.plots import plot_runs
+from decentral.report.summary import summarize, summary_table
+from decentral.sim.simulate import simulate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Train one PyTorch model on machines that are far apart, unequal and may vanish; simulate it first.",
+)
+
+RunFile = Annotated[Path | None, typer.Argument(help="Run file (TOML). Without one: the built-in demonstration run.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field of the run file, e.g. --set rule.period=100.")
+]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="Train another task: a built-in name, or your module:function.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the run's files; a new one below runs/ if unset.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")]
+
+
+@app.command()
+def train(
+    run_file: RunFile = None,
+    settings: Settings = None,
+    task: TaskName = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use (auto, host:port, ray://host:port); local if unset.")
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Train for real, on Ray: a local one, or the cluster at --address."""
+    run = read_run(run_file, settings or (), task)
+
+    def launch(see: Callable[[Record], None]) -> Outcome:
+        from decentral.workers.launch import train as train_on_ray  # Ray takes a second to import
+
+        return train_on_ray(run, address=address, on_record=see)
+
+    _do(run, "train", out, as_json, launch)
+
+
+@app.command(name="simulate")
+def simulate_command(
+    run_file: RunFile = None,
+    settings: Settings = None,
+    task: TaskName = None,
+    timing_only: Annotated[
+        bool, typer.Option("--timing-only", help="Times and traffic alone, without any tensor work.")
+    ] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Do the same run in virtual time, on the fleet that the run file describes."""
+    run = read_run(run_file, settings or (), task)
+    _do(run, "simulate", out, as_json, lambda see: simulate(run, timing_only=timing_only, on_record=see))
+
+
+@app.command(name="compare")
+def compare_command(
+    run_file: RunFile = None,
+    rules: Annotated[
+        str, typer.Option(help="Rules to compare, with commas between them.")
+    ] = "ddp,local_sgd,diloco,noloco,gossip",
+    settings: Settings = None,
+    task: TaskName = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate several rules on the same work: a table, a picture, and with --json the figures."""
+    run = read_run(run_file, settings or (), task)
+    runs = entries_of(run, [name.strip() for name in rules.split(",") if name.strip()])
+    folder = out or new_folder(run, Path("runs"), "compare")
+    console = Console(stderr=as_json)
+    task_made = run.make_task()
+    with console.status("") as status:
+        entries = compare(runs, lambda name, record: status.update(f"{name}: {record.time_s:.0f} virtual seconds"))
+    rows = comparison(entries, task_made)
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_runs({entry.name: entry.outcome for entry in entries}, run, task_made, folder / "compare.png")
+    text = json.dumps(rows, indent=2)
+    (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        sys.stdout.write(text + "\n")
+    else:
+        console.print(comparison_table(rows, task_made))
+        console.print(f"picture and figures: {folder}")
+
+
+def _do(
+    run: Run, use: str, out: Path | None, as_json: bool, launch: Callable[[Callable[[Record], None]], Outcome]
+) -> None:
+    """Run with live progress, and leave a run folder and a closing table."""
+    console = Console(stderr=as_json)
+    task = run.make_task()
+    folder = RunFolder(out or new_folder(run, Path("runs"), use), run)
+    with ExitStack() as stack:
+        stack.callback(folder.close)
+        live = stack.enter_context(LiveView(run, console, task.headline))
+
+        def see(record: Record) -> None:
+            folder.write([record])
+            live.see(record)
+
+        try:
+            outcome = launch(see)
+        except KeyboardInterrupt:
+            live.__exit__(None, None, None)
+            console.print(f"stopped; the journal so far: {folder.path / 'journal.jsonl'}")
+            raise typer.Exit(130) from None
+    summary = summarize(run, task, outcome)
+    folder.finish(outcome, task, summary)
+    if as_json:
+        sys.stdout.write(json.dumps(summary) + "\n")
+    else:
+        console.print(summary_table(summary))
+        console.print(f"run folder: {folder.path}")
+
+
+def main() -> None:
+    """Entry point of the `decentral` command: one clear message and an exit status instead of a stack trace."""
+    try:
+        app()
+    except DecentralError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"decentral: {error}")
+        sys.exit(error.status)
+
+
+if __name__ == "__main__":
+    main()

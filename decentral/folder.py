@@ -1,0 +1,76 @@
+"""A run's folder: run.toml, journal.jsonl, model.safetensors, summary.json. Made with the first record, not before."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from decentral.config import Run, write_run
+from decentral.errors import ConfigError
+from decentral.journal import JournalWriter, Record
+from decentral.outcome import Outcome
+from decentral.replica import initial_model
+from decentral.state import bind, layout_of
+from decentral.task import Task
+
+
+class RunFolder:
+    """Writes a run's files into `path`, which must not hold another run's."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        if (path / "journal.jsonl").exists():
+            raise ConfigError(f"--out {path}: there is a run in this folder already; name another one")
+        self.path = path
+        self._run = run
+        self._journal: JournalWriter | None = None
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Append records to the journal; the folder and run.toml are made with the first."""
+        if self._journal is None:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--out {self.path}: cannot make the folder: {error.strerror}") from error
+            write_run(self._run, self.path / "run.toml")
+            self._journal = JournalWriter(self.path / "journal.jsonl")
+        self._journal.write(records)
+
+    def finish(self, outcome: Outcome, task: Task, summary: dict[str, Any]) -> None:
+        """Write the checkpoint (when there are parameters) and the summary."""
+        if outcome.params:
+            save_file(checkpoint(outcome, task, self._run.seed), self.path / "model.safetensors")
+        text = json.dumps(summary, indent=2) + "\n"
+        (self.path / "summary.json").write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+
+def checkpoint(outcome: Outcome, task: Task, seed: int) -> dict[str, Tensor]:
+    """Return the merged model's state dict, ready for `task.model().load_state_dict(...)`.
+
+    Buffers (running statistics) are those of the initial model: they are each replica's own and are not merged.
+    """
+    model: nn.Module = initial_model(task, seed)
+    layout = layout_of(model)
+    bind(model, layout, flat := torch.zeros(layout.size), torch.zeros(layout.size))
+    flat.copy_(outcome.merged())
+    return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def new_folder(run: Run, base: Path, use: str) -> Path:
+    """Return a fresh folder name below `base`: when, what for, which rule."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{use}-{run.rule.spelling().replace(':', '.')}"
+    path, count = base / stem, 1
+    while path.exists():
+        count += 1
+        path = base / f"{stem}-{count}"
+    return path

@@ -1,0 +1,91 @@
+"""Live progress of a run in the terminal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from decentral.config import Run
+from decentral.journal import Evaluated, Joined, Left, Record, Synced, Trained
+from decentral.report.summary import size_text
+
+
+@dataclass(slots=True)
+class _Row:
+    step: int = 0
+    loss: float | None = None
+    state: str = "starting"
+    sent_bytes: int = 0
+
+
+class LiveView:
+    """Shows each worker's step, loss, state, bytes and time left while records come in. A context manager."""
+
+    def __init__(self, run: Run, console: Console, headline: str) -> None:
+        self._run = run
+        self._headline = headline
+        self._rows = {worker: _Row() for worker in range(run.fleet.size)}
+        self._held_out: dict[str, float] = {}
+        self._began: float | None = None
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def see(self, record: Record) -> None:
+        """Take in a record."""
+        row = self._rows[record.worker]
+        match record:
+            case Joined():
+                self._began = self._began or time.monotonic()
+                row.state = "training"
+            case Trained():
+                row.step, row.state = record.step, "syncing"
+                row.loss = row.loss if record.loss is None else record.loss
+            case Synced():
+                row.state, row.sent_bytes = "training", record.sent_bytes
+            case Evaluated():
+                self._held_out = record.metrics
+            case Left():
+                row.state, row.sent_bytes = record.reason, record.sent_bytes
+
+    def _table(self) -> Table:
+        table = Table(title=self._title())
+        for column in ("worker", "speed", "step", "", "loss", "state", "sent", "left"):
+            table.add_column(column, justify="left" if column == "state" else "right")
+        for (worker, row), group in zip(self._rows.items(), self._run.fleet.each(), strict=True):
+            table.add_row(
+                str(worker),
+                f"{group.speed:g}",
+                f"{row.step}/{self._run.steps}",
+                ProgressBar(total=self._run.steps, completed=row.step, width=24),
+                "-" if row.loss is None else f"{row.loss:.3f}",
+                row.state,
+                size_text(row.sent_bytes),
+                self._time_left(row),
+            )
+        return table
+
+    def _title(self) -> str:
+        title = self._run.rule.spelling()
+        if self._headline in self._held_out:
+            title += f", held-out {self._headline} {self._held_out[self._headline]:.3f}"
+        return title
+
+    def _time_left(self, row: _Row) -> str:
+        if self._began is None or row.step == 0:
+            return "-"
+        seconds = (time.monotonic() - self._began) / row.step * (self._run.steps - row.step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
