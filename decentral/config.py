@@ -92,7 +92,10 @@ class Run(Section):
         Fields of the same name (period, codec, ...) are taken over from this run's rule, so that rules are compared at
         the same settings; all others keep their defaults.
         """
-        cls = class_named(name, RULES, SyncRule, "rule")
+        try:
+            cls = class_named(name, RULES, SyncRule, "rule")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         fields: dict[str, Any] = {"name": name}
         if name == self.rule.spelling():
             fields.update(self.rule.to_table())
@@ -155,6 +158,8 @@ def _override(table: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: expected key=value, such as --set rule.period=100")
     *parents, leaf = key.strip().split(".")
+    if parents and parents[0] not in table:  # what the file leaves to the default is what an override changes
+        table.update({name: value for name, value in Run().to_table().items() if name == parents[0]})
     place: dict[str, Any] = table
     for parent in parents:
         held = place.setdefault(parent, {})
@@ -163,7 +168,10 @@ def _override(table: dict[str, Any], override: str) -> None:
         if not isinstance(held, dict):
             raise ConfigError(f"--set {override}: '{parent}' is not a table")
         place = held
-    place[leaf] = _value(text.strip())
+    value = _value(text.strip())
+    if leaf == "name" and place.get("name") != value:
+        place.clear()  # another part has other fields
+    place[leaf] = value
 
 
 def _value(text: str) -> Any:

@@ -8,16 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from decentral.config import Run, write_run
 from decentral.errors import ConfigError
 from decentral.journal import JournalWriter, Record
 from decentral.outcome import Outcome
-from decentral.replica import initial_model
-from decentral.state import bind, layout_of
+from decentral.replica import initial_model, load_params
 from decentral.task import Task
 
 
@@ -59,10 +57,8 @@ def checkpoint(outcome: Outcome, task: Task, seed: int) -> dict[str, Tensor]:
 
     Buffers (running statistics) are those of the initial model: they are each replica's own and are not merged.
     """
-    model: nn.Module = initial_model(task, seed)
-    layout = layout_of(model)
-    bind(model, layout, flat := torch.zeros(layout.size), torch.zeros(layout.size))
-    flat.copy_(outcome.merged())
+    model = initial_model(task, seed)
+    load_params(model, outcome.merged())
     return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 

@@ -168,6 +168,22 @@ def evaluate(task: Task, model: nn.Module) -> dict[str, float]:
     return metrics
 
 
+def held_out(task: Task, seed: int, params: Tensor | None = None) -> dict[str, float]:
+    """Return the held-out metrics of the model at `params` `[P]`, or as a run with this seed starts it. `TaskError`."""
+    model = initial_model(task, seed)
+    if params is not None:
+        load_params(model, params)
+    return evaluate(task, model)
+
+
+def load_params(model: nn.Module, params: Tensor) -> None:
+    """Give the model the parameters of a flat vector `[P]`."""
+    layout = layout_of(model)
+    flat = torch.empty(layout.size)
+    bind(model, layout, flat, torch.zeros(layout.size))
+    flat.copy_(params)
+
+
 def digest(values: Sequence[Tensor]) -> int:
     """Return a checksum of the values' bytes, in order; 0 for phantoms. Finds accidental divergence, not forgery."""
     checksum = 0

@@ -13,10 +13,10 @@ from decentral.errors import ConfigError
 from decentral.journal import Record
 from decentral.outcome import Outcome
 from decentral.peer import Peer
-from decentral.replica import PhantomReplica, Replica, TorchReplica, evaluate, initial_model
+from decentral.replica import PhantomReplica, Replica, TorchReplica, held_out, initial_model
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.world import SimWorld
-from decentral.state import Layout, bind, layout_of
+from decentral.state import Layout, layout_of
 from decentral.task import Task
 
 ALIGNMENT = 16
@@ -39,6 +39,7 @@ def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record
             on_record(item)
 
     with _threads(run.real.threads):
+        before = {} if timing_only else held_out(task, run.seed)  # first: this is where missing data shows
         replicas = _phantoms(run, task) if timing_only else _stacked(run, task)
         run.rule.check_layout(replicas[0].layout)
         loop = VirtualLoop()
@@ -54,18 +55,9 @@ def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record
                 raise ConfigError("fleet.events: no worker is left at the end; there is nothing to merge")
             outcome.params = {peer.id: peer.params for peer in peers if peer.id in finished}
             outcome.slots = {peer.id: peer.slots for peer in peers if peer.id in finished}
-            measure(outcome, run, task)
+            outcome.before = before
+            outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
-
-
-def measure(outcome: Outcome, run: Run, task: Task) -> None:
-    """Fill in the outcome's held-out metrics: of the initial model, and of the merged one."""
-    model = initial_model(task, run.seed)
-    outcome.before = evaluate(task, model)
-    layout = layout_of(model)
-    bind(model, layout, flat := torch.zeros(layout.size), torch.zeros(layout.size))
-    flat.copy_(outcome.merged())
-    outcome.after = evaluate(task, model)
 
 
 async def _run(

@@ -1,0 +1,78 @@
+"""What both gRPC services of a run share: the run secret on every call, and the ways to serve and to dial."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from decentral.errors import RunError
+
+SECRET_KEY = "decentral-secret"
+"""Metadata key under which every call carries the run secret."""
+
+SERVER_OPTIONS = (("grpc.so_reuseport", 0),)  # otherwise two runs could share a port, and each other's calls
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses, before a byte of the request is read, every call that does not carry the run secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        self._refusal = grpc.stream_unary_rpc_method_handler(self._refuse)
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        for key, value in details.invocation_metadata:
+            if key == SECRET_KEY and hmac.compare_digest(str(value).encode(), self._secret):
+                return await continuation(details)
+        return self._refusal
+
+    async def _refuse(self, _requests: Any, context: Any) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the call does not carry the run's secret")
+        raise AssertionError("abort returned")
+
+
+async def serve(
+    service: str, methods: Mapping[str, Any], *, host: str, port: int, secret: str, max_message_bytes: int
+) -> tuple[Any, str]:
+    """Serve the methods on `host:port` (0: a free port); return the started server and its address.
+
+    Raises `RunError` when the port cannot be had.
+    """
+    options = (*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
+    server = grpc.aio.server(interceptors=[Guard(secret)], options=options)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, dict(methods)),))
+    try:
+        bound = server.add_insecure_port(address_of(host, port))
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise RunError(
+            f"cannot listen on port {port} of {host}: it is in use or not allowed; "
+            "set real.port to another one, or to 0 for any free port"
+        )
+    await server.start()
+    return server, address_of(host, bound)
+
+
+def dial(address: str) -> Any:
+    """Return a channel to the address. It connects when first used."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def credentials(secret: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that makes a call pass the guard."""
+    return ((SECRET_KEY, secret),)
+
+
+def address_of(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

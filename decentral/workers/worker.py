@@ -1,0 +1,88 @@
+"""One worker of a real run, as the Ray actor that `launch` makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+import ray.util
+import safetensors.torch
+import torch
+
+from decentral.config import Run, validated
+from decentral.peer import Peer
+from decentral.replica import TorchReplica
+from decentral.workers.coordinator import CoordinatorClient, Entrant
+from decentral.workers.transport import Contact, Transport
+from decentral.workers.world import Inbox, RealWorld
+
+SLOT = "slot."
+"""Prefix of the rule's buffers among the tensors of a result."""
+
+
+class Worker:
+    """Trains one replica. `table` is the run file's contents; `incarnation` counts the lives of worker `worker`."""
+
+    def __init__(self, table: dict[str, Any], worker: int, incarnation: int, secret: str) -> None:
+        self._table, self._worker, self._incarnation, self._secret = table, worker, incarnation, secret
+        self._peer: Peer | None = None
+
+    def run(self, coordinator: str) -> str:
+        """Join at the coordinator's address, train, leave; return why the worker left.
+
+        Raises `TaskError`, `ConfigError` or `RunError` as the driver shall see it.
+        """
+        run = validated(self._table, "run")
+        torch.set_num_threads(run.real.threads)
+        return asyncio.run(self._train(run, coordinator))
+
+    def result(self) -> bytes:
+        """Return the trained state as safetensors: `params` and `slot.<name>`, each `[P]` float32."""
+        assert self._peer is not None
+        tensors = {"params": self._peer.params, **{SLOT + name: slot for name, slot in self._peer.slots.items()}}
+        return safetensors.torch.save({name: tensor.detach().cpu() for name, tensor in tensors.items()})
+
+    async def _train(self, run: Run, coordinator: str) -> str:
+        replica = TorchReplica(
+            run.make_task(),
+            run.inner,
+            worker=self._worker,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            total_steps=run.steps,
+            device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+        )
+        run.rule.check_layout(replica.layout)
+        inbox = Inbox()
+        transport = Transport(
+            inbox, secret=self._secret, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s
+        )
+        client = CoordinatorClient(coordinator, self._worker, self._secret)
+        try:
+            address = await transport.start(ray.util.get_node_ip_address())
+            entrant = Entrant(self._worker, self._incarnation, address, replica.digest(), replica.layout.size)
+            members, entrants = await client.join(entrant, run.real.start_timeout_s)
+            world = RealWorld(
+                transport, client, incarnation=self._incarnation, speed=run.fleet.each()[self._worker].speed
+            )
+            self._peer = inbox.peer = Peer(
+                world,
+                replica,
+                members,
+                worker=self._worker,
+                seed=run.seed,
+                steps=run.steps,
+                evaluate_every=run.evaluate_every,
+                patience_s=run.patience_s,
+            )
+            contacts = {entry.worker: Contact(entry.incarnation, entry.address) for entry in entrants}
+            return await world.live(self._peer, run.rule.run, contacts)
+        finally:
+            await transport.close()
+            await client.close()
+
+
+def _largest_packet(replica: TorchReplica) -> int:
+    """Return a size no honest packet has: twice the parameters in float32, and some room for small models."""
+    return 8 * replica.layout.size + (1 << 20)
