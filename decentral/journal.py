@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from decentral.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Record:
-    """A thing that happened at `time_s` seconds into the run (virtual in the simulator) to `worker`."""
+    """A thing that happened at `time_s` seconds into the run (virtual in the simulator) to `worker`.
+
+    Nobody changes a record. The class does not forbid it because frozen ones take three times as long to make, and a
+    simulation makes millions.
+    """
 
     kind: ClassVar[str] = ""
     time_s: float
     worker: int
 
     def to_json(self) -> str:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return json.dumps({"kind": self.kind, **fields}, separators=(",", ":"))
+        template, values = _form(type(self))
+        return template % tuple([_TO_JSON.get(type(value), _encode)(value) for value in values(self)])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Joined(Record):
     """The worker entered the run, `parameters` trainable elements in hand."""
 
@@ -33,7 +40,7 @@ class Joined(Record):
     parameters: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Trained(Record):
     """The worker finished local steps up to `step`; `samples` were consumed, `loss` is their mean (None: not computed)."""
 
@@ -45,7 +52,7 @@ class Trained(Record):
     loss: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Synced(Record):
     """A round of a channel ended for this worker as `outcome`, with the contributions of `members`."""
 
@@ -57,7 +64,7 @@ class Synced(Record):
     sent_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Evaluated(Record):
     """Held-out metrics of the worker's parameters after `step` local steps."""
 
@@ -66,7 +73,7 @@ class Evaluated(Record):
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Left(Record):
     """The worker left; `reason` is "finished", "crashed" or what was found out. Its accounts of the whole run."""
 
@@ -77,6 +84,23 @@ class Left(Record):
     sent_bytes: int
     received_bytes: int
     messages_sent: int
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_TO_JSON: dict[type, Callable[[Any], str]] = {
+    int: str,
+    float: lambda value: repr(value) if math.isfinite(value) else _encode(value),
+    type(None): lambda value: "null",
+}
+"""What `_encode` makes of the values that most fields have, four times as fast."""
+
+
+@lru_cache
+def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
+    """Return a record's JSON with gaps for its values, and what reads the values from it."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    gaps = "".join(f',"{name}":%s' for name in names)
+    return f'{{"kind":"{cls.kind}"{gaps}}}', attrgetter(*names)
 
 
 KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Joined, Trained, Synced, Evaluated, Left)}

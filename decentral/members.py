@@ -21,6 +21,7 @@ kept, and is what late voters are told; and a digest only counts if every live m
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,23 +34,30 @@ DECISIONS_KEPT = 1024
 class Members:
     """The workers of the run as of `epoch`, in ascending order. Every join and every leave begins a new epoch."""
 
-    __slots__ = ("_hash", "_rank", "epoch", "ids")
+    __slots__ = ("_hash", "_ranks", "epoch", "ids")
 
     def __init__(self, epoch: int, ids: tuple[int, ...]) -> None:
         self.epoch = epoch
         self.ids = tuple(sorted(ids))
-        self._rank = {worker: rank for rank, worker in enumerate(self.ids)}
-        self._hash = hash((epoch, self.ids))
+        self._hash: int | None = None  # this and the ranks on demand: of thousands of epochs few are ever asked
+        self._ranks: dict[int, int] | None = None
 
     def rank(self, worker: int) -> int:
         """Return the worker's place among the members; raises `KeyError` if it is none."""
-        return self._rank[worker]
+        return self._rank_of()[worker]
 
     def without(self, worker: int) -> Members:
-        return Members(self.epoch + 1, tuple(member for member in self.ids if member != worker))
+        place = bisect_left(self.ids, worker)
+        known = place < len(self.ids) and self.ids[place] == worker
+        return Members(self.epoch + 1, self.ids[:place] + self.ids[place + known :])
+
+    def _rank_of(self) -> dict[int, int]:
+        if self._ranks is None:
+            self._ranks = {worker: rank for rank, worker in enumerate(self.ids)}
+        return self._ranks
 
     def __contains__(self, worker: object) -> bool:
-        return worker in self._rank
+        return worker in (self._ranks or self._rank_of())
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.ids)
@@ -61,6 +69,8 @@ class Members:
         return isinstance(other, Members) and (self.epoch, self.ids) == (other.epoch, other.ids)
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self.epoch, self.ids))
         return self._hash
 
     def __repr__(self) -> str:
@@ -95,7 +105,7 @@ class _Attempt:
 
 @dataclass(slots=True)
 class _Round:
-    began_with: frozenset[int]
+    began_with: set[int] = field(default_factory=set)  # members of its attempts so far
     attempts: dict[int, _Attempt] = field(default_factory=dict)
 
 
@@ -104,7 +114,7 @@ class Roster:
 
     def __init__(self, workers: tuple[int, ...], on_change: Callable[[Members, int], None]) -> None:
         self.members = Members(0, workers)
-        self._past = {0: self.members}
+        self._departed: list[int] = []  # the k-th to leave began epoch k
         self._on_change = on_change
         self._open: dict[tuple[str, int], _Round] = {}
         self._decided: OrderedDict[tuple[str, int], Decision] = OrderedDict()
@@ -114,32 +124,49 @@ class Roster:
         if worker not in self.members:
             return
         self.members = self.members.without(worker)
-        self._past[self.members.epoch] = self.members
+        self._departed.append(worker)
         self._on_change(self.members, worker)
-        for key in list(self._open):
-            if key in self._open:
-                for epoch in list(self._open[key].attempts):
-                    self._settle(key, epoch)
+        for key, round_ in list(self._open.items()):
+            for epoch, attempt in list(round_.attempts.items()):
+                answer = attempt.votes.pop(worker, None)
+                if answer is not None:
+                    answer(Decision("skipped", self.members))
+                self._settle(key, epoch)
 
     def vote(self, ballot: Ballot, answer: Callable[[Decision], None]) -> None:
         """Take a vote; `answer` is called once, now or when the attempt is complete.
 
-        A vote of somebody who is no member any more is answered "skipped": it has been declared dead.
+        A vote of somebody who is no member any more, or stops being one before there is an answer, is answered
+        "skipped": it has been declared dead. A repeated vote takes the place of the first.
         """
         key = (ballot.channel, ballot.round)
         if key in self._decided:
             answer(self._decided[key])
             return
-        members = self._past.get(ballot.epoch)
-        if members is None or ballot.worker not in self.members or ballot.worker not in members:
+        if ballot.worker not in self.members or not 0 <= ballot.epoch <= self.members.epoch:
             answer(Decision("skipped", self.members))
             return
-        round_ = self._open.setdefault(key, _Round(frozenset(members)))
-        round_.began_with |= frozenset(members)
-        attempt = round_.attempts.setdefault(ballot.epoch, _Attempt(members))
+        attempt = self._attempt(key, ballot.epoch)
         attempt.votes[ballot.worker] = answer
         attempt.digests.add(ballot.digest)
         self._settle(key, ballot.epoch)
+
+    def _attempt(self, key: tuple[str, int], epoch: int) -> _Attempt:
+        """Return the attempt at a round by the members of `epoch`, begun now if need be."""
+        round_ = self._open.get(key)
+        if round_ is None:
+            round_ = self._open[key] = _Round()
+        if epoch not in round_.attempts:
+            members = self._members_at(epoch)
+            round_.attempts[epoch] = _Attempt(members)
+            round_.began_with.update(members)
+        return round_.attempts[epoch]
+
+    def _members_at(self, epoch: int) -> Members:
+        """Return who was in the run at `epoch`: those who are now, and those who left since. Nobody joins later."""
+        if epoch == self.members.epoch:
+            return self.members
+        return Members(epoch, (*self.members.ids, *self._departed[epoch:]))
 
     def _settle(self, key: tuple[str, int], epoch: int) -> None:
         round_ = self._open.get(key)
@@ -148,17 +175,17 @@ class Roster:
         attempt = round_.attempts[epoch]
         failed = None in attempt.digests or len(attempt.digests) > 1
         if failed and epoch < self.members.epoch:
-            del round_.attempts[epoch]
-            self._answer(attempt, Decision("again", self.members))
+            self._answer(attempt, Decision("again", self.members))  # its digests stay: late votes are told the same
         elif failed:
             self._decide(key, Decision("skipped", attempt.members))
         elif self._complete(attempt):
-            whole = round_.began_with <= frozenset(attempt.members)
+            whole = round_.began_with <= set(attempt.members)
             self._decide(key, Decision("committed" if whole else "degraded", attempt.members))
 
     def _complete(self, attempt: _Attempt) -> bool:
-        if attempt.members is self.members and len(attempt.votes) < len(attempt.members):
-            return False
+        left_since = self.members.epoch - attempt.members.epoch
+        if len(attempt.votes) < len(attempt.members) - left_since:
+            return False  # found without a look at every member: each of them asks this at its vote
         return all(worker in attempt.votes for worker in attempt.members if worker in self.members)
 
     def _decide(self, key: tuple[str, int], decision: Decision) -> None:
@@ -169,6 +196,6 @@ class Roster:
             self._answer(attempt, decision)
 
     def _answer(self, attempt: _Attempt, decision: Decision) -> None:
-        for worker in sorted(attempt.votes):
-            if worker in self.members:
-                attempt.votes[worker](decision)
+        votes, attempt.votes = attempt.votes, {}
+        for worker in sorted(votes):
+            votes[worker](decision)

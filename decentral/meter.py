@@ -27,8 +27,9 @@ class Meter:
     def settle(self) -> None:
         """Book the time since the last change."""
         now = self._clock()
-        self.seconds[self._computing or ("talk" if self._transfers else "wait")] += now - self._since
-        self._since = now
+        if now != self._since:
+            self.seconds[self._computing or ("talk" if self._transfers else "wait")] += now - self._since
+            self._since = now
 
     def begin_work(self, kind: str) -> None:
         """From now on the worker does `kind`: "compute" or "evaluate"."""

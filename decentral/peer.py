@@ -126,10 +126,10 @@ class Peer:
 
         Raises `TaskError` when the task raises or a loss is not finite.
         """
-        await self._evaluate_if_due()
         steps = min(steps, self.steps_left)
         if steps <= 0:
             return 0
+        await self._evaluate_if_due()
         began = self.now()
         loss = await self._work("compute", steps, lambda: self._replica.train(self.step, steps))
         self._trained(steps, began, loss)
@@ -140,9 +140,9 @@ class Peer:
 
         Yields nothing when the budget is spent. Follow it with `apply_update`. Raises `TaskError` as `train` does.
         """
-        await self._evaluate_if_due()
         if self.steps_left <= 0:
             return
+        await self._evaluate_if_due()
         self.meter.begin_work("compute")
         try:
             async for index in self._world.backward(self, fragments):

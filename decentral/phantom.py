@@ -12,7 +12,7 @@ from decentral.errors import ConfigError
 
 _SAME_LENGTH = frozenset(
     "add add_ sub sub_ mul mul_ div div_ neg neg_ abs sign lerp lerp_ copy_ clone detach zero_ fill_ to float "
-    "contiguous addcmul_ addcdiv_ clamp clamp_ sqrt square cpu zeros_like empty_like ones_like clone".split()
+    "contiguous addcmul_ addcdiv_ clamp clamp_ sqrt square cpu zeros_like empty_like ones_like".split()
 )
 
 
@@ -45,8 +45,6 @@ class Phantom:
     __mul__ = __rmul__ = __imul__ = __truediv__ = __itruediv__ = __neg__ = _same
 
     def __getattr__(self, name: str) -> Any:
-        if name in _SAME_LENGTH:
-            return self._same
         raise ConfigError(
             f"a timing-only simulation has no tensor values, and this rule or codec needs them (it asked for '{name}'); "
             "run it without --timing-only"
@@ -61,3 +59,7 @@ class Phantom:
         if name in _SAME_LENGTH and isinstance(first, Phantom):
             return first
         return getattr(Phantom(0), name)
+
+
+for _name in _SAME_LENGTH:
+    setattr(Phantom, _name, Phantom._same)

@@ -38,27 +38,36 @@ class Layout:
         A layer is what one index of the model's largest module list holds (`blocks.3.attention.weight`), as in
         Hugging Face and torchvision models.
         """
-        keys = [_layer(entry.name) for entry in self.entries]
+        return [span for span, _layer in self._cut()]
+
+    def layers(self) -> list[tuple[int, int]]:
+        """Return those of `blocks` that are layers."""
+        return [span for span, layer in self._cut() if layer is not None]
+
+    def _cut(self) -> list[tuple[tuple[int, int], str | None]]:
+        """Return the blocks, each with the index of its layer, None for what belongs to no layer."""
+        places = [_places(entry.name) for entry in self.entries]
+        indices: dict[str, set[str]] = {}
         held: dict[str, int] = {}
-        for entry, key in zip(self.entries, keys, strict=True):
-            if key:
-                held[key[0]] = held.get(key[0], 0) + entry.stop - entry.start
-        stack = max(held, key=lambda name: held[name], default=None)
-        spans: list[tuple[int, int]] = []
-        previous: object = object()
-        for entry, key in zip(self.entries, keys, strict=True):
-            block = key if key and key[0] == stack else None
-            if spans and block == previous:
-                spans[-1] = (spans[-1][0], entry.stop)
+        for entry, place in zip(self.entries, places, strict=True):
+            for name, index in place.items():
+                indices.setdefault(name, set()).add(index)
+                held[name] = held.get(name, 0) + entry.stop - entry.start
+        # One index alone is a number in a name (`gpt2.h.3`) rather than a list, if there is anything else.
+        stack = max(held, key=lambda name: (len(indices[name]) > 1, held[name]), default="")
+        blocks: list[tuple[tuple[int, int], str | None]] = []
+        for entry, place in zip(self.entries, places, strict=True):
+            layer = place.get(stack)
+            if blocks and blocks[-1][1] == layer:
+                blocks[-1] = ((blocks[-1][0][0], entry.stop), layer)
             else:
-                spans.append((entry.start, entry.stop))
-            previous = block
-        return spans
+                blocks.append(((entry.start, entry.stop), layer))
+        return blocks
 
 
-def _layer(name: str) -> tuple[str, str] | None:
-    match = re.match(r"(.*?)\.?(\d+)\.", name)
-    return (match[1], match[2]) if match else None
+def _places(name: str) -> dict[str, str]:
+    """Return the indices in a parameter's name by what stands before them, outermost first."""
+    return {name[: match.start()].rstrip("."): match[0] for match in re.finditer(r"\d+(?=\.)", name)}
 
 
 def layout_of(model: nn.Module) -> Layout:

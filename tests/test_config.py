@@ -75,7 +75,7 @@ def test_other_rules_take_over_what_they_share() -> None:
         ("", ["run.toml", "empty"]),
         ("steps = ", ["run.toml", "not valid TOML"]),
         ('rule = "dilco"', ["rule", "unknown rule 'dilco'", "diloco"]),
-        ('rule = "nowhere:Rule"', ["rule", "cannot load rule 'nowhere:Rule'"]),
+        ('rule = "nowhere:Rule"', ["rule: module 'nowhere' was not found"]),
         ('rule = "json:JSONDecoder"', ["rule", "is not a SyncRule"]),
         ('rule = {name = "diloco", period = 0}', ["rule.period: must be at least 1 local step, not 0"]),
         ('rule = {name = "diloco", perid = 5}', ["rule", "unknown field 'perid'", "did you mean 'period'"]),

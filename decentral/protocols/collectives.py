@@ -7,7 +7,8 @@ sends 2 (n - 1) / n of an encoded vector in the butterfly and the ring; in the t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,6 +40,21 @@ def chunk_bounds(numel: int, chunks: int) -> list[tuple[int, int]]:
     return [(numel * index // chunks, numel * (index + 1) // chunks) for index in range(chunks)]
 
 
+@contextmanager
+def _owing(peer: Peer, owed: list[tuple[int, Tag]]) -> Iterator[None]:
+    """Should the collective fail, tell those to whom we owe packets that none will come: theirs then fails at once.
+
+    `owed` is what has not been sent yet, in order. Nobody waits for the deadline of somebody else's wait this way, and
+    who comes late to a round that the others have given up finds the news in its mail.
+    """
+    try:
+        yield
+    except (PeerGone, TimeoutError, FrameError):
+        for to, tag in dict(reversed(owed)).items():  # the next one owed to each
+            peer.send(to, tag, signal("no"))
+        raise
+
+
 async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
     """Mean of all members' `values` `[n]` in two hops: each member owns a chunk, hears all, tells all.
 
@@ -54,16 +70,17 @@ async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Atte
             peer.send(owner, scatter, codec.encode(values[start:stop]))
     result = torch.empty_like(values)
     start, stop = bounds[mine]
+    others = [member for member in members if member != peer.id]
     if stop > start:
         part = values[start:stop]
-        contributions = [
-            codec.round_trip(part) if member == peer.id else codec.decode((await peer.recv(member, scatter))[1], part)
-            for member in members
-        ]
+        with _owing(peer, [(member, gather) for member in others]):
+            contributions = []
+            for member in members:
+                packet = codec.encode(part) if member == peer.id else (await peer.recv(member, scatter))[1]
+                contributions.append(codec.decode(packet, part))
         reduced = codec.encode(mean(contributions))
-        for member in members:
-            if member != peer.id:
-                peer.send(member, gather, reduced)
+        for member in others:
+            peer.send(member, gather, reduced)
         result[start:stop] = codec.decode(reduced, part)
     for owner, (start, stop) in zip(members, bounds, strict=True):
         if owner != peer.id and stop > start:
@@ -81,26 +98,28 @@ async def ring_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     ids, count = attempt.members.ids, len(attempt.members)
     place = attempt.members.rank(peer.id)
     following, previous = ids[(place + 1) % count], ids[place - 1]
+    owed = [(following, attempt.tag(f"{phase}{hop}")) for phase in "sg" for hop in range(count - 1)]
     bounds = chunk_bounds(values.numel(), count)
     result = torch.empty_like(values)
 
     def part(index: int) -> tuple[int, int]:
         return bounds[index % count]
 
-    start, stop = part(place)
-    partial = values[start:stop]
-    for hop in range(count - 1):
-        peer.send(following, attempt.tag(f"s{hop}"), codec.encode(partial))
-        start, stop = part(place - hop - 1)
-        _, packet = await peer.recv(previous, attempt.tag(f"s{hop}"))
-        partial = codec.decode(packet, values[start:stop]) + values[start:stop]
-    packet = codec.encode(partial / count)
-    result[start:stop] = codec.decode(packet, partial)
-    for hop in range(count - 1):
-        peer.send(following, attempt.tag(f"g{hop}"), packet)
-        start, stop = part(place - hop)
-        _, packet = await peer.recv(previous, attempt.tag(f"g{hop}"))
-        result[start:stop] = codec.decode(packet, values[start:stop])
+    with _owing(peer, owed):
+        start, stop = part(place)
+        partial = values[start:stop]
+        for hop in range(count - 1):
+            peer.send(*owed.pop(0), codec.encode(partial))
+            start, stop = part(place - hop - 1)
+            _, packet = await peer.recv(previous, attempt.tag(f"s{hop}"))
+            partial = codec.decode(packet, values[start:stop]) + values[start:stop]
+        packet = codec.encode(partial / count)
+        result[start:stop] = codec.decode(packet, partial)
+        for hop in range(count - 1):
+            peer.send(*owed.pop(0), packet)
+            start, stop = part(place - hop)
+            _, packet = await peer.recv(previous, attempt.tag(f"g{hop}"))
+            result[start:stop] = codec.decode(packet, values[start:stop])
     return result
 
 
@@ -114,18 +133,22 @@ async def tree_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     place = attempt.members.rank(peer.id)
     children = [ids[child] for child in (2 * place + 1, 2 * place + 2) if child < count]
     up, down = attempt.tag("u"), attempt.tag("d")
-    total = values.clone()
-    for child in children:
-        total = total + codec.decode((await peer.recv(child, up))[1], values)
-    if place == 0:
-        packet = codec.encode(total / count)
-    else:
-        parent = ids[(place - 1) // 2]
-        peer.send(parent, up, codec.encode(total))
-        _, packet = await peer.recv(parent, down)
+    parent = [(ids[(place - 1) // 2], up)] if place else []
+    owed = [*parent, *((child, down) for child in children)]
+    with _owing(peer, owed):
+        total = values.clone()
+        for child in children:
+            total = total + codec.decode((await peer.recv(child, up))[1], values)
+        if place == 0:
+            packet = codec.encode(total / count)
+        else:
+            to, tag = owed.pop(0)
+            peer.send(to, tag, codec.encode(total))
+            _, packet = await peer.recv(to, down)
+        mean_of_all = codec.decode(packet, values)
     for child in children:
         peer.send(child, down, packet)
-    return codec.decode(packet, values)
+    return mean_of_all
 
 
 AllReduce = Literal["butterfly", "ring", "tree"]
@@ -160,25 +183,28 @@ async def exchange(
     """Send `values` `[n]` along the links and return what came, by worker; None when the exchange failed.
 
     Both sides say whether they heard everything before either uses it: between live workers an exchange over two-way
-    links is applied by both or by neither. A failed one costs at most two deadlines and ends as a skipped round.
+    links is applied by both or by neither, if all that the two hear is from each other or from one closed group. A
+    failed one costs at most two deadlines and ends as a skipped round.
     """
     data, verdict = Tag(channel, round_, "x"), Tag(channel, round_, "v")
     packet = codec.encode(values)
     for to in links.to:
         peer.send(to, data, packet)
     heard: dict[int, Tensor] | None = {}
+    deadline = peer.now() + peer.patience_s
     try:
         for source in links.source:
             assert heard is not None
-            heard[source] = codec.decode((await peer.recv(source, data))[1], values)
+            heard[source] = codec.decode((await peer.recv(source, data, deadline - peer.now()))[1], values)
     except (PeerGone, TimeoutError, FrameError):
         heard = None
     answer = signal("no" if heard is None else "ok")
     for source in links.source:
         peer.send(source, verdict, answer)
+    deadline = peer.now() + peer.patience_s
     try:
         for to in links.to:
-            if heard is not None and signal_text((await peer.recv(to, verdict))[1]) != "ok":
+            if heard is not None and signal_text((await peer.recv(to, verdict, deadline - peer.now()))[1]) != "ok":
                 heard = None
     except (PeerGone, TimeoutError, FrameError):
         heard = None

@@ -30,11 +30,11 @@ class DDP(SyncRule):
         buckets = self.buckets.split(peer.layout)
         require_partition(buckets, peer.layout)
         while peer.steps_left:
-            reduction, order = Round(peer, self.codec, self.all_reduce), []
+            reduction = Round(peer, self.codec, self.all_reduce)
             async for index in peer.backward([bucket.spans for bucket in buckets]):
-                reduction.contribute(buckets[index].read(peer.grads))
-                order.append(index)
+                reduction.contribute(buckets[index].read(peer.grads), index)
             means = await reduction.settle()
-            for index, mean in zip(order, means or (), strict=False):
-                buckets[index].write(peer.grads, mean)
+            if means is not None:
+                for bucket, mean in zip(buckets, means, strict=True):
+                    bucket.write(peer.grads, mean)
             await peer.apply_update()

@@ -70,8 +70,8 @@ class Layers(Cut):
     order: Literal["strided", "sequential"] = "strided"
 
     def split(self, layout: Layout) -> list[Fragment]:
-        spans = layout.blocks()
-        stack, outside = _stack(layout, spans)
+        stack = layout.layers()
+        outside = [span for span in layout.blocks() if span not in stack]
         count = -(-len(stack) // self.layers)
         if self.order == "strided":
             groups = [stack[index::count] for index in range(count)]
@@ -96,13 +96,6 @@ class Buckets(Cut):
             else:
                 spans.append((entry.start, entry.stop))
         return [Fragment((span,)) for span in spans]
-
-
-def _stack(layout: Layout, spans: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Tell layers of the stack from what stands outside it: a span of the stack holds an indexed parameter's entries."""
-    indexed = {entry.start for entry in layout.entries if any(part.isdigit() for part in entry.name.split(".")[:-1])}
-    stack = [span for span in spans if span[0] in indexed]
-    return stack, [span for span in spans if span[0] not in indexed]
 
 
 def require_partition(fragments: Sequence[Fragment], layout: Layout) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from decentral.loading import load
 from decentral.part import Part
 
 P = TypeVar("P", bound=Part)
@@ -33,11 +33,7 @@ def class_named(name: str, known: Mapping[str, type[P]], base: type[Any], what: 
         return known[name]
     if ":" not in name:
         raise ValueError(f"unknown {what} '{name}'; choose one of {', '.join(sorted(known))}, or module:Class")
-    module_name, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load {what} '{name}': {error}") from error
+    found = load(name)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"'{name}' is not a {base.__name__}")
     cls: type[P] = found

@@ -21,8 +21,8 @@ class NoLoCo(SyncRule):
         velocity_i <- alpha velocity_i + (beta / n) sum_j (theta_j - phi_j) - gamma (phi_i - (1 / n) sum_j phi_j)
         phi_i <- phi_i + velocity_i;   theta_i <- phi_i                            (j over the group of i)
 
-    Gensyn, arXiv 2506.10911, equations 1-3 with the sign of beta as in the appendix and the code. With gamma = beta (the
-    default, as in the code) phi cancels and only theta travels. A group that fails falls back to a group of one.
+    Gensyn, arXiv 2506.10911, equations 1-3 with the sign of beta as in the appendix and the code. With gamma = beta
+    (the default, as in the code) phi cancels and only theta travels. A group that fails falls back to a group of one.
     Replicas never become equal; they spread around their mean.
     """
 
@@ -76,11 +76,11 @@ class NoLoCo(SyncRule):
 def stability_bound(alpha: float, group: int, workers: int) -> float:
     """Return the gamma below which the expected squared spread shrinks when gradients are zero.
 
-        gamma < 2 (1 - alpha^2) / (1 + alpha - 2 alpha kappa),   kappa = (n - 1) N / (n (N - 1))
+        gamma < 2 (1 - alpha^2) / (1 + alpha - 2 alpha kappa),   kappa = (N - G) / (N - 1)
 
-    for fresh uniform groups of n among N workers: the spectral radius of the map of (E|x|^2, E x.v, E|v|^2) is 1 there.
-    It replaces the paper's equation 74, whose interval is unstable for large alpha.
+    for fresh uniform groups, G = ceil(N / n) of them among N workers: the spectral radius of the map of (E|x|^2, E x.v,
+    E|v|^2) is 1 there. It replaces the paper's equation 74, whose interval is unstable for large alpha.
     """
-    n = min(group, workers)
-    kappa = (n - 1) * workers / (n * (workers - 1))
+    groups = -(-workers // group)  # some one smaller than the others, as `RandomGroups` makes them
+    kappa = (workers - groups) / (workers - 1)
     return 2 * (1 - alpha**2) / (1 + alpha - 2 * alpha * kappa)

@@ -30,20 +30,23 @@ class Round:
         self._channel = channel
         self._number = peer.next_round(channel)
         self._members = peer.members
-        self._tasks: list[asyncio.Task[Tensor | None]] = []
-        self.pieces: list[Tensor] = []
+        self._tasks: dict[int, asyncio.Task[Tensor | None]] = {}
+        self.pieces: dict[int, Tensor] = {}
         if peer.id not in self._members:
             raise PeerGone(f"worker {peer.id} has been declared dead by the others")
 
-    def contribute(self, piece: Tensor) -> None:
-        """Start reducing `piece` `[n]`. It is kept for a second attempt: do not change it before `settle` returns."""
-        self.pieces.append(piece)
-        self._tasks.append(self._start(len(self.pieces) - 1))
+    def contribute(self, piece: Tensor, index: int = 0) -> None:
+        """Start reducing `piece` `[n]` with the others' pieces of that index, in whatever order they contribute them.
+
+        It is kept for a second attempt: do not change it before `settle` returns.
+        """
+        self.pieces[index] = piece
+        self._tasks[index] = self._start(index)
 
     async def settle(self) -> list[Tensor] | None:
-        """Return the pieces' means, the same bits for every member, or None when the round was skipped."""
+        """Return the pieces' means by ascending index, the same bits for every member; None if it was skipped."""
         while True:
-            staged = [await task for task in self._tasks]
+            staged = [await self._tasks[index] for index in sorted(self._tasks)]
             whole = [mean for mean in staged if mean is not None]
             checksum = digest(whole) if len(whole) == len(staged) else None
             ballot = Ballot(self._peer.id, self._channel, self._number, self._members.epoch, checksum)
@@ -51,13 +54,13 @@ class Round:
             if decision.outcome != "again":
                 break
             self._members = decision.members
-            self._tasks = [self._start(piece) for piece in range(len(self.pieces))]
+            self._tasks = {index: self._start(index) for index in self.pieces}
         self._peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
         return None if decision.outcome == "skipped" else whole
 
-    def _start(self, piece: int) -> asyncio.Task[Tensor | None]:
-        attempt = Attempt(self._members, self._channel, self._number, piece)
-        return self._peer.spawn(self._stage(self.pieces[piece], attempt))
+    def _start(self, index: int) -> asyncio.Task[Tensor | None]:
+        attempt = Attempt(self._members, self._channel, self._number, index)
+        return self._peer.spawn(self._stage(self.pieces[index], attempt))
 
     async def _stage(self, values: Tensor, attempt: Attempt) -> Tensor | None:
         try:
@@ -67,7 +70,7 @@ class Round:
 
 
 async def agreed_mean(peer: Peer, values: Tensor, codec: Codec, all_reduce: AllReduce = "butterfly") -> Tensor | None:
-    """Return the mean of all members' `values` `[n]`, the same bits for every member, or None if the round was skipped."""
+    """Return the mean of all members' `values` `[n]`, the same bits for everybody; None if the round was skipped."""
     round_ = Round(peer, codec, all_reduce)
     round_.contribute(values)
     means = await round_.settle()

@@ -21,7 +21,7 @@ class SyncRule(Part):
         """Drive one worker until `peer.train` (or `peer.backward`) says that the budget is spent."""
 
     def check(self, workers: int) -> None:
-        """Refuse, with `ConfigError`, what this rule cannot do with so many workers. Called when the run file is read."""
+        """Refuse, with `ConfigError`, what this rule cannot do with so many workers. Called when a run file is read."""
 
     def check_layout(self, layout: Layout) -> None:
         """Refuse, with `ConfigError`, a model this rule cannot train. Called before the first step."""

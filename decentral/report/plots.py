@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from decentral.config import Run
+from decentral.journal import Evaluated, Left, Record, Trained
 from decentral.outcome import Outcome
 from decentral.report.summary import size_text
 from decentral.task import Task
@@ -37,5 +38,29 @@ def plot_runs(outcomes: Mapping[str, Outcome], run: Run, task: Task, path: Path)
     by_samples.set(xlabel="samples (all workers)", ylabel=f"held-out {task.headline}")
     by_seconds.set(xlabel="seconds")
     by_samples.legend(title="first worker; star: merged")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_timeline(records: Iterable[Record], run: Run, task: Task, path: Path) -> None:
+    """Draw one run: the held-out metric, each worker's training loss, and what each worker did when, into a picture."""
+    figure, (metric, loss, doing) = plt.subplots(3, 1, figsize=(10, 7.5), layout="constrained", sharex=True)
+    records = list(records)
+    seen = [record for record in records if isinstance(record, Evaluated)]
+    metric.plot([record.time_s for record in seen], [record.metrics[task.headline] for record in seen], marker="o")
+    metric.set(ylabel=f"held-out {task.headline}", title=f"{run.rule.spelling()}, {run.fleet.size} unequal workers")
+    for worker, group in enumerate(run.fleet.each()):
+        phases = [record for record in records if isinstance(record, Trained) and record.worker == worker]
+        loss.plot([phase.time_s for phase in phases], [phase.loss for phase in phases], label=f"{worker}")
+        bars = [(phase.time_s - phase.seconds, phase.seconds) for phase in phases]
+        doing.broken_barh(bars, (worker - 0.4, 0.8), color=f"C{worker}")
+        ends = [record.time_s for record in records if isinstance(record, Left) and record.worker == worker]
+        doing.barh(worker, ends or [0.0], height=0.8, color="lightgrey", zorder=0)
+        doing.text(0, worker, f" speed {group.speed:g}", va="center", fontsize=8)
+    loss.set(ylabel="training loss")
+    loss.legend(title="worker", ncols=4)
+    doing.set(xlabel="seconds", ylabel="worker", yticks=range(run.fleet.size))
+    doing.set_title("coloured: local steps; grey: talking and waiting", fontsize=9)
+    doing.invert_yaxis()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -57,7 +57,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if summary["after"]:
         title += f", held-out {headline} {summary['before'][headline]:.3f} -> {summary['after'][headline]:.3f}"
     table = Table(title=title, caption=_rounds(summary["round_outcomes"]), box=SIMPLE_HEAD)
-    for column in ("worker", "steps", "sent", "data-\nparallel", "computing", "talking", "waiting", "end"):
+    for column in ("worker", "steps", "sent", "data-\nparallel", "compute", "talk", "wait", "end"):
         table.add_column(column, justify="left" if column == "end" else "right")
     for worker in summary["workers"]:
         table.add_row(

@@ -9,7 +9,8 @@ sends at that time.
 An allocation changes only when a flow begins to send or ceases to, and then only within the *component*: the flows
 linked with it, directly or through other flows, by shared resources of finite capacity. The network gathers what one
 instant touches and allocates once, at the end of the instant. A flow whose rate stays the same is left alone, so its
-time of completion is not recomputed and does not drift.
+time of completion is not recomputed and does not drift. A flow that meets no other, as most do in gossip, is a component
+of its own: it gets the least of its capacities, and when it ends there is nobody to share with anew.
 
 Nothing here iterates over a set or depends on the address of an object: flows go by their number, resources by theirs.
 """
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from decentral.sim.clock import Handle, VirtualLoop
 
@@ -112,7 +113,7 @@ class FlowState(enum.Enum):
 
 
 class Flow:
-    """Some bytes on their way from one node to another. Read it; only the network changes it."""
+    """Some bytes on their way from one node to another. Only the network changes it, but for `cargo`, which is yours."""
 
     __slots__ = (
         "_arrival",
@@ -121,6 +122,7 @@ class Flow:
         "_on_sent",
         "_path",
         "arrived_at",
+        "cargo",
         "dst",
         "latency_s",
         "nbytes",
@@ -151,6 +153,7 @@ class Flow:
         self.nbytes = nbytes
         self.latency_s = latency_s
         self.started_at = started_at  # virtual seconds, like every time below
+        self.cargo: Any = None  # whatever its user wants to find on it in `done`
         self.state = FlowState.SENDING
         self.rate_bps = 0.0
         self.rated_at = started_at  # when the rate was last changed
@@ -193,11 +196,12 @@ class Network:
         self._capacity: dict[int, float] = {}
         for resource, bandwidth_bps in enumerate([*up_bps, *down_bps]):
             self._limit(resource, bandwidth_bps)
-        self._users: dict[int, dict[int, Flow]] = {}  # the flows that send across each resource
+        self._users: dict[int, dict[int, tuple[int, ...]]] = {}  # the paths of the flows that send across each resource
         self._sending: dict[int, Flow] = {}
         self._flows_of: list[dict[int, Flow]] = [{} for _ in range(self._nodes)]  # from or to a node, not yet arrived
         self._flows_made = 0
-        self._touched: dict[int, None] = {}  # resources that gained or lost a flow at this instant
+        self._touched: dict[int, None] = {}  # resources whose flows gained or lost company at this instant
+        self._alone: list[Flow] = []  # flows that began at this instant and met nobody then
         self._finishes: list[tuple[float, int]] = []  # heap of (time, flow); stale unless it is the flow's own time
         self._wake: Handle | None = None  # due at the first completion
         self.bytes_sent = [0] * self._nodes
@@ -251,7 +255,7 @@ class Network:
     def verify(self) -> None:
         """Raise AssertionError if at this instant a resource carries more than its capacity."""
         for resource, users in self._users.items():
-            rate_bps = math.fsum(flow.rate_bps for flow in users.values())
+            rate_bps = math.fsum(self._sending[number].rate_bps for number in users)
             if rate_bps > self._capacity[resource] * OVERFULL:
                 limit_bps = self._capacity[resource]
                 raise AssertionError(f"{self._describe(resource)} carries {rate_bps} bit/s of {limit_bps} bit/s")
@@ -304,14 +308,15 @@ class Network:
     # Resources.
 
     def _find_path(self, src: int, dst: int) -> tuple[int, ...]:
-        path = [resource for resource in (src, self._nodes + dst) if resource in self._capacity]
-        if self._pair_bps is not None:
-            pair = (2 + src) * self._nodes + dst
-            if pair not in self._users:  # then it has no capacity either: millions of pairs may meet once each
-                self._limit(pair, self._pair_bps(src, dst))
-            if pair in self._capacity:
-                path.append(pair)
-        return tuple(path)
+        capacity, down = self._capacity, self._nodes + dst
+        if self._pair_bps is None:
+            if src in capacity and down in capacity:
+                return (src, down)
+            return tuple([resource for resource in (src, down) if resource in capacity])
+        pair = (2 + src) * self._nodes + dst
+        if pair not in self._users:  # then it has no capacity either: millions of pairs may meet once each
+            self._limit(pair, self._pair_bps(src, dst))
+        return tuple([resource for resource in (src, down, pair) if resource in capacity])
 
     def _limit(self, resource: int, bandwidth_bps: float) -> None:
         if not bandwidth_bps > 0.0:
@@ -327,35 +332,51 @@ class Network:
 
     def _attach(self, flow: Flow, path: tuple[int, ...]) -> None:
         flow._path = path
-        self._sending[flow.number] = flow
+        number = flow.number
+        self._sending[number] = flow
+        alone = True
         for resource in path:
-            self._users.setdefault(resource, {})[flow.number] = flow
-        self._touch(path)
+            users = self._users.get(resource)
+            if users is None:
+                self._users[resource] = {number: path}
+            else:
+                users[number] = path
+                alone = False
+        self._expect_allocation()
+        if alone:
+            self._alone.append(flow)
+        else:
+            self._touched.update(dict.fromkeys(path))
 
     def _detach(self, flow: Flow) -> None:
         flow.rate_bps = 0.0
         flow._finish_at = NEVER  # its entries in the heap are stale from here on
-        del self._sending[flow.number]
+        number = flow.number
+        del self._sending[number]
         for resource in flow._path:
             users = self._users[resource]
-            del users[flow.number]
-            if not users:
+            del users[number]
+            if users:
+                self._expect_allocation()
+                self._touched[resource] = None
+            else:
                 del self._users[resource]
                 if resource >= 2 * self._nodes:
                     del self._capacity[resource]
-        self._touch(flow._path)
 
     # Rates.
 
-    def _touch(self, path: tuple[int, ...]) -> None:
-        if not self._touched:
+    def _expect_allocation(self) -> None:
+        if not self._touched and not self._alone:
             self._loop.at_instant_end(self._allocate)
-        for resource in path:
-            self._touched[resource] = None
 
     def _allocate(self) -> None:
         """Share bandwidth anew in every component that this instant has touched."""
         touched, self._touched = self._touched, {}
+        alone, self._alone = self._alone, []
+        for flow in alone:
+            if flow.state is FlowState.SENDING and self._is_alone(flow):
+                self._set_rate(flow, min([self._capacity[resource] for resource in flow._path]))
         seen: set[int] = set()
         for resource in touched:
             if resource not in seen and resource in self._users:
@@ -364,27 +385,28 @@ class Network:
                 self._share(paths, resources)
         self._set_wake()
 
+    def _is_alone(self, flow: Flow) -> bool:
+        for resource in flow._path:
+            if len(self._users[resource]) > 1:
+                return False
+        return True
+
     def _find_component(self, origin: int) -> tuple[dict[int, tuple[int, ...]], list[int]]:
         """Return the paths of the flows linked with `origin`, directly or through flows, and all their resources."""
         paths: dict[int, tuple[int, ...]] = {}
         reached = {origin}
         resources = [origin]
         for resource in resources:  # grows while we walk it
-            for number, flow in self._users[resource].items():
-                if number not in paths:
-                    paths[number] = flow._path
-                    for crossed in flow._path:
-                        if crossed not in reached:
-                            reached.add(crossed)
-                            resources.append(crossed)
+            users = self._users[resource]
+            paths.update(users)
+            for crossed in dict.fromkeys(chain.from_iterable(users.values())):
+                if crossed not in reached:
+                    reached.add(crossed)
+                    resources.append(crossed)
         return paths, resources
 
     def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int]) -> None:
-        if len(paths) == 1:  # most of gossip; one flow alone needs no filling
-            rates = dict.fromkeys(paths, min([self._capacity[resource] for resource in resources]))
-        else:
-            rates = _fill(paths, resources, self._users, self._capacity)
-        for number, rate_bps in rates.items():
+        for number, rate_bps in _fill(paths, resources, self._users, self._capacity).items():
             flow = self._sending[number]
             if rate_bps != flow.rate_bps:
                 self._set_rate(flow, rate_bps)
@@ -431,3 +453,5 @@ class Network:
                 flow = self._sending[entry[1]]
                 self._detach(flow)
                 self._finish_sending(flow)
+        if not self._touched and not self._alone:  # otherwise the allocation will
+            self._set_wake()

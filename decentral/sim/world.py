@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from decentral.errors import PeerGone
 from decentral.fleet import Fleet
@@ -17,12 +17,22 @@ from decentral.protocols import SyncRule
 from decentral.replica import Spans, seed_of
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.network import Flow, Network
-from decentral.wire import Header, Packet, Tag, pack_header
+from decentral.wire import HeaderSizes, Packet, Tag
 
 T = TypeVar("T")
 
 FORWARD_SHARE = 1 / 3
 """The forward pass's share of a local step; the backward pass costs twice as much."""
+
+
+class _Cargo(NamedTuple):
+    """What a flow carries, and between whom."""
+
+    source: Peer
+    target: Peer
+    tag: Tag
+    packet: Packet
+    future: asyncio.Future[None]
 
 
 class SimWorld:
@@ -43,7 +53,7 @@ class SimWorld:
         self._gone: list[int] = []
         self._peers: dict[int, Peer] = {}
         self._mains: dict[int, asyncio.Task[None]] = {}
-        self._flying: dict[Flow, tuple[Peer, Peer, asyncio.Future[None]]] = {}
+        self._headers = HeaderSizes()
         self._unsent: list[int] = [0] * fleet.size
         self._drained: dict[int, asyncio.Future[None]] = {}
         self.record = record
@@ -96,7 +106,7 @@ class SimWorld:
             return
         self._mains[worker].cancel()
         for flow in self._network.cancel_node(worker):
-            self._end(flow, PeerGone(f"worker {worker} crashed"))
+            self._lose(flow, worker)
         self.record(peer.left("crashed"))
         self._loop.call_later(self._fleet.detection_s, self._roster.remove, worker)
 
@@ -138,20 +148,35 @@ class SimWorld:
             future.set_exception(PeerGone(f"worker {to} is not in the run"))
             future.exception()  # whoever did not await it has nothing to be told
             return future
-        header = pack_header(Header(peer.id, 0, tag, packet.codec, packet.numel, packet.nbytes))
-        nbytes = len(header) + packet.nbytes
-
-        def done(flow: Flow) -> None:
-            target.meter.received_bytes += nbytes
-            target.arrived(peer.id, tag, packet)
-            self._end(flow, None)
-
-        peer.meter.sent(nbytes)
-        peer.meter.begin_transfer()
+        nbytes = self._headers.size(peer.id, tag, packet) + packet.nbytes
+        peer.meter.begin_sending(nbytes)
         target.meter.begin_transfer()
         self._unsent[peer.id] += 1
-        self._flying[self._network.transfer(peer.id, to, nbytes, done)] = (peer, target, future)
+        self._network.transfer(peer.id, to, nbytes, self._arrive).cargo = _Cargo(peer, target, tag, packet, future)
         return future
+
+    def _arrive(self, flow: Flow) -> None:
+        cargo: _Cargo = flow.cargo
+        cargo.target.meter.received_bytes += flow.nbytes
+        cargo.target.arrived(flow.src, cargo.tag, cargo.packet)
+        self._end_transfer(cargo)
+        if not cargo.future.done():
+            cargo.future.set_result(None)
+
+    def _lose(self, flow: Flow, crashed: int) -> None:
+        cargo: _Cargo = flow.cargo
+        self._end_transfer(cargo)
+        if not cargo.future.done():
+            cargo.future.set_exception(PeerGone(f"worker {crashed} crashed"))
+            cargo.future.exception()
+
+    def _end_transfer(self, cargo: _Cargo) -> None:
+        source = cargo.source
+        source.meter.end_transfer()
+        cargo.target.meter.end_transfer()
+        self._unsent[source.id] -= 1
+        if source.id in self._drained and not self._unsent[source.id]:
+            self._drained.pop(source.id).set_result(None)
 
     async def vote(self, peer: Peer, ballot: Ballot) -> Decision:
         """Vote at the roster, one latency away; the answer takes another one. Its bytes are not worth counting."""
@@ -167,21 +192,6 @@ class SimWorld:
     def _hand_over(self, answer: asyncio.Future[Decision], decision: Decision) -> None:
         if not answer.done():
             answer.set_result(decision)
-
-    def _end(self, flow: Flow, error: PeerGone | None) -> None:
-        source, target, future = self._flying.pop(flow)
-        source.meter.end_transfer()
-        target.meter.end_transfer()
-        if not future.done():
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-                future.exception()
-        self._unsent[source.id] -= 1
-        drained = self._drained.get(source.id)
-        if drained is not None and not self._unsent[source.id] and not drained.done():
-            drained.set_result(None)
 
     def _duration(self, worker: int, steps: float) -> float:
         seconds = steps * self._fleet.step_time_s / self._groups[worker].speed

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import os
-import sys
-from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
 
 from decentral.errors import DecentralError, TaskError
+from decentral.loading import LoadError, load
 from decentral.task import Task
 from decentral.tasks.images import FashionMNIST
 from decentral.tasks.quadratic import Quadratic
@@ -26,59 +22,21 @@ TASKS: dict[str, type[Task]] = {"byte_gpt": ByteGPT, "fashion_mnist": FashionMNI
 def load_task(name: str, /, **fields: Any) -> Task:
     """Return the task of a built-in name, or of `package.module:attribute`, made with the fields.
 
-    The attribute is a `Task` subclass or a callable that returns a `Task`. Modules are looked for where Python looks
-    for them, then in the current directory, which stays importable if the module is there. Raises `TaskError` if the
-    task cannot be had, and `pydantic.ValidationError` if it refuses a field.
+    The attribute is a `Task` subclass or a callable that returns a `Task`. Raises `TaskError` if the task cannot be
+    had, and `pydantic.ValidationError` if it refuses a field.
     """
     if name in TASKS:
         return TASKS[name](**fields)
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
+    if not all(name.partition(":")):
         raise TaskError(
-            f"no task is called {name!r}; the built-in ones are {', '.join(TASKS)}, "
+            f"no task is called '{name}'; the built-in ones are {', '.join(TASKS)}, "
             f"and your own is written module:function or module:Class, for example my_project.tasks:my_task"
         )
-    return _make(name, _attribute(_module(module_name), attribute), fields)
-
-
-def _module(name: str) -> ModuleType:
     try:
-        return _import(name)
-    except ModuleNotFoundError:
-        here = os.getcwd()
-        sys.path.insert(0, here)
-        importlib.invalidate_caches()
-        try:
-            return _import(name)
-        except ModuleNotFoundError as error:
-            sys.path.remove(here)
-            raise TaskError(
-                f"task module {name!r} was not found: {error}; looked on Python's path and in {here}"
-            ) from error
-        except TaskError:
-            sys.path.remove(here)
-            raise
-
-
-def _import(name: str) -> ModuleType:
-    """Import a module; `ModuleNotFoundError` means the module itself or a package around it is not there."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # a user's module may raise anything
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and f"{name}.".startswith(f"{missing}."):
-            raise
-        raise TaskError(f"task module {name!r} could not be imported: {type(error).__name__}: {error}") from error
-
-
-def _attribute(module: ModuleType, name: str) -> Any:
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        public = [known for known in vars(module) if not known.startswith("_")]
-        near = difflib.get_close_matches(name, public)
-        hint = f"did you mean {' or '.join(near)}?" if near else "it must name a Task subclass or a function there"
-        raise TaskError(f"module {module.__name__!r} ({module.__file__}) has no {name!r}; {hint}") from None
+        factory = load(name)
+    except LoadError as error:
+        raise TaskError(f"task '{name}': {error}") from error
+    return _make(name, factory, fields)
 
 
 def _make(name: str, factory: Any, fields: dict[str, Any]) -> Task:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -105,10 +106,8 @@ class Coordinator:
     async def watch(self, epoch: int) -> Members:
         """Return the members as soon as there is an epoch after this one; after `WATCH_S` the same ones again."""
         if self.members.epoch <= epoch:
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._change.wait(), WATCH_S)
-            except asyncio.TimeoutError:
-                pass
         return self.members
 
     def report(self, worker: int, first: int, records: Sequence[Fields]) -> None:
@@ -154,7 +153,7 @@ class Coordinator:
         if worker in self._heard:
             self._heard[worker] = self._clock()
 
-    def _changed(self, _members: Members) -> None:
+    def _changed(self, _members: Members, _gone: int) -> None:
         self._change.set()
         self._change = asyncio.Event()
 
@@ -346,11 +345,9 @@ class CoordinatorActor:
 
     async def start(self, port: int) -> str:
         """Listen on this machine's `port`; return the address. Raises `RunError` when the port is in use."""
-        import ray.util
-
         self._coordinator = Coordinator(self._workers, silence_s=self._silence_s)
         server = CoordinatorServer(self._coordinator, self._secret)
-        return await server.start(ray.util.get_node_ip_address(), port)
+        return await server.start(rpc.host_here(), port)
 
     async def remove(self, worker: int) -> None:
         """The worker is dead."""

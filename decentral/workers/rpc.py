@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+import ray.util
 
 from decentral.errors import RunError
 
@@ -76,3 +77,9 @@ def credentials(secret: str) -> tuple[tuple[str, str], ...]:
 
 def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_here() -> str:
+    """Return the address at which other nodes of the Ray cluster reach this one."""
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host

@@ -185,7 +185,7 @@ class Transport:
 
     async def _fill(self, nbytes: int, messages: AsyncIterator[bytes]) -> Tensor:
         payload = torch.empty(nbytes, dtype=torch.uint8)
-        view = memoryview(payload.numpy())
+        view = _bytes(payload)
         place = 0
         while (chunk := await self._next(messages)) is not None:
             if place + len(chunk) > nbytes:
@@ -216,9 +216,15 @@ class Transport:
 def _chunks(payload: Tensor | None) -> Iterator[bytes]:
     if payload is None:
         return
-    view = memoryview(payload.numpy())
+    view = _bytes(payload)
     for start in range(0, len(view), CHUNK):
         yield bytes(view[start : start + CHUNK])
+
+
+def _bytes(payload: Tensor) -> memoryview:
+    """Return a view of the payload's memory, as bytes."""
+    data: Any = payload.numpy()
+    return memoryview(data)
 
 
 def _seen(future: asyncio.Future[None]) -> None:

@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import ray
-import ray.util
 import safetensors.torch
 import torch
 
 from decentral.config import Run, validated
 from decentral.peer import Peer
 from decentral.replica import TorchReplica
+from decentral.workers import rpc
 from decentral.workers.coordinator import CoordinatorClient, Entrant
 from decentral.workers.transport import Contact, Transport
 from decentral.workers.world import Inbox, RealWorld
@@ -22,7 +22,10 @@ SLOT = "slot."
 
 
 class Worker:
-    """Trains one replica. `table` is the run file's contents; `incarnation` counts the lives of worker `worker`."""
+    """Trains one replica. `table` is the run file's contents; `incarnation` counts the lives of worker `worker`.
+
+    No method may be a coroutine: Ray would then run all of them on an event loop of its own.
+    """
 
     def __init__(self, table: dict[str, Any], worker: int, incarnation: int, secret: str) -> None:
         self._table, self._worker, self._incarnation, self._secret = table, worker, incarnation, secret
@@ -35,7 +38,8 @@ class Worker:
         """
         run = validated(self._table, "run")
         torch.set_num_threads(run.real.threads)
-        return asyncio.run(self._train(run, coordinator))
+        self._peer, reason = asyncio.run(_train(run, coordinator, self._worker, self._incarnation, self._secret))
+        return reason
 
     def result(self) -> bytes:
         """Return the trained state as safetensors: `params` and `slot.<name>`, each `[P]` float32."""
@@ -43,44 +47,41 @@ class Worker:
         tensors = {"params": self._peer.params, **{SLOT + name: slot for name, slot in self._peer.slots.items()}}
         return safetensors.torch.save({name: tensor.detach().cpu() for name, tensor in tensors.items()})
 
-    async def _train(self, run: Run, coordinator: str) -> str:
-        replica = TorchReplica(
-            run.make_task(),
-            run.inner,
-            worker=self._worker,
+
+async def _train(run: Run, coordinator: str, worker: int, incarnation: int, secret: str) -> tuple[Peer, str]:
+    replica = TorchReplica(
+        run.make_task(),
+        run.inner,
+        worker=worker,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        total_steps=run.steps,
+        device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+    )
+    run.rule.check_layout(replica.layout)
+    inbox = Inbox()
+    transport = Transport(inbox, secret=secret, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s)
+    client = CoordinatorClient(coordinator, worker, secret)
+    try:
+        address = await transport.start(rpc.host_here())
+        entrant = Entrant(worker, incarnation, address, replica.digest(), replica.layout.size)
+        members, entrants = await client.join(entrant, run.real.start_timeout_s)
+        world = RealWorld(transport, client, incarnation=incarnation, speed=run.fleet.each()[worker].speed)
+        peer = inbox.peer = Peer(
+            world,
+            replica,
+            members,
+            worker=worker,
             seed=run.seed,
-            batch_size=run.batch_size,
-            total_steps=run.steps,
-            device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+            steps=run.steps,
+            evaluate_every=run.evaluate_every,
+            patience_s=run.patience_s,
         )
-        run.rule.check_layout(replica.layout)
-        inbox = Inbox()
-        transport = Transport(
-            inbox, secret=self._secret, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s
-        )
-        client = CoordinatorClient(coordinator, self._worker, self._secret)
-        try:
-            address = await transport.start(ray.util.get_node_ip_address())
-            entrant = Entrant(self._worker, self._incarnation, address, replica.digest(), replica.layout.size)
-            members, entrants = await client.join(entrant, run.real.start_timeout_s)
-            world = RealWorld(
-                transport, client, incarnation=self._incarnation, speed=run.fleet.each()[self._worker].speed
-            )
-            self._peer = inbox.peer = Peer(
-                world,
-                replica,
-                members,
-                worker=self._worker,
-                seed=run.seed,
-                steps=run.steps,
-                evaluate_every=run.evaluate_every,
-                patience_s=run.patience_s,
-            )
-            contacts = {entry.worker: Contact(entry.incarnation, entry.address) for entry in entrants}
-            return await world.live(self._peer, run.rule.run, contacts)
-        finally:
-            await transport.close()
-            await client.close()
+        contacts = {entry.worker: Contact(entry.incarnation, entry.address) for entry in entrants}
+        return peer, await world.live(peer, run.rule, contacts)
+    finally:
+        await transport.close()
+        await client.close()
 
 
 def _largest_packet(replica: TorchReplica) -> int:

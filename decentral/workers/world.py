@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from decentral.errors import PeerGone, RunError
 from decentral.journal import Record
-from decentral.members import Ballot, Decision, Members
+from decentral.members import Ballot, Decision
 from decentral.peer import Peer
+from decentral.protocols import SyncRule
 from decentral.replica import Spans
 from decentral.wire import Header, Packet, Tag, pack_header
 from decentral.workers.coordinator import CoordinatorClient
@@ -47,7 +48,7 @@ class RealWorld:
 
     # -- the life of a worker ----------------------------------------------------------------------------------------
 
-    async def live(self, peer: Peer, rule: Callable[[Peer], object], contacts: Mapping[int, Contact]) -> str:
+    async def live(self, peer: Peer, rule: SyncRule, contacts: Mapping[int, Contact]) -> str:
         """Run the rule to its end and leave the run; return the reason that the journal gives.
 
         Raises what the task or the rule raised, and `RunError` when the coordinator is lost.
@@ -56,7 +57,7 @@ class RealWorld:
         beside = [self._loop.create_task(self._watch(peer, contacts)), self._loop.create_task(self._report())]
         try:
             try:
-                await peer.run(rule)  # type: ignore[arg-type]
+                await peer.run(rule.run)
                 reason = "finished"
             except PeerGone as error:
                 reason = str(error)
@@ -79,7 +80,7 @@ class RealWorld:
                 continue
             if members.epoch > peer.members.epoch:
                 self._transport.admit({worker: contacts[worker] for worker in members})
-                peer.changed(members)
+                peer.changed(members, set(peer.members) - set(members))
 
     async def _report(self) -> None:
         """Hand in records as they come. What cannot be handed in now is kept: training does not depend on it."""

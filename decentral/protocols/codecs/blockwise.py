@@ -14,7 +14,7 @@ class Int8(Codec):
     """Blockwise linear 8-bit: q = round(127 x / max|x|) in each block, ties to even.
 
     One float32 scale a block, then one byte an element: 8 + 32 / block bits each. The error is at most max|x| / 254 of
-    the block; a block of zeros decodes to zeros.
+    the block; its largest element is exact, and a block of zeros decodes to zeros.
     """
 
     name = "int8"
@@ -28,13 +28,13 @@ class Int8(Codec):
         blocks = self._padded(values)
         scales, quantised = self._parts(payload, values.numel())
         torch.amax(blocks.abs(), dim=1, out=scales)
-        step = torch.where(scales > 0, 127.0 / scales, 0.0).nan_to_num_(posinf=0.0)
-        rounded = (blocks * step[:, None]).round_().view(-1)[: values.numel()]
+        divisors = torch.where(scales > 0, scales, 1.0)  # dividing first: 127 / scale overflows for the tiniest blocks
+        rounded = (blocks / divisors[:, None]).mul_(127.0).round_().view(-1)[: values.numel()]
         quantised.copy_(rounded)
 
     def unpack(self, payload: Tensor, values: Tensor) -> None:
         scales, quantised = self._parts(payload, values.numel())
-        blocks = self._padded(quantised.to(torch.float32)) * (scales / 127.0)[:, None]
+        blocks = self._padded(quantised.to(torch.float32)).div_(127.0).mul_(scales[:, None])
         values.copy_(blocks.view(-1)[: values.numel()])
 
     def _blocks(self, numel: int) -> int:

@@ -51,8 +51,10 @@ class Codec(Part):
                 f"expected {numel} elements in {self.wire_bytes(numel)} bytes of codec '{self.spelling()}', "
                 f"got {packet.numel} in {packet.nbytes} of '{packet.codec}'"
             )
-        if packet.payload is None:
+        if not isinstance(like, Tensor):  # a phantom: there is nothing to decode into
             return like
+        if packet.payload is None or packet.payload.numel() != packet.nbytes:
+            raise FrameError(f"a packet of codec '{packet.codec}' says {packet.nbytes} bytes and brings another number")
         values = torch.empty(numel, dtype=torch.float32, device=like.device)
         self.unpack(packet.payload.to(like.device), values)
         if not bool(torch.isfinite(values).all()):

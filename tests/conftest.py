@@ -1,0 +1,1 @@
+"""Its place makes `tests/cluster.py` importable from every folder of tests."""
