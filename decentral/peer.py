@@ -76,6 +76,7 @@ class Peer:
         self._budget = steps
         self._evaluate_every = evaluate_every
         self._next_evaluation = 0
+        self._evaluated = False
         self.id = worker
         self.seed = seed
         self.members = members
@@ -129,7 +130,8 @@ class Peer:
         steps = min(steps, self.steps_left)
         if steps <= 0:
             return 0
-        await self._evaluate_if_due()
+        if self._evaluate_every:
+            await self._evaluate_if_due()
         began = self.now()
         loss = await self._work("compute", steps, lambda: self._replica.train(self.step, steps))
         self._trained(steps, began, loss)
@@ -309,8 +311,15 @@ class Peer:
         )
 
     async def _evaluate_if_due(self, last: bool = False) -> None:
-        """Evaluate between local phases, where the parameters are what the rule wants to go on from."""
-        if self._evaluate_every and self.id == min(self.members) and (last or self.step >= self._next_evaluation):
+        """Evaluate between local phases, where the parameters are what the rule wants to go on from.
+
+        The lowest member does it; at the end only the one that did it before, not who becomes lowest as others leave.
+        """
+        if not self._evaluate_every:
+            return
+        due = self._evaluated if last else self.id == min(self.members) and self.step >= self._next_evaluation
+        if due:
+            self._evaluated = True
             self._next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
             await self.evaluate()
 
@@ -336,11 +345,13 @@ class Mailbox:
         self._arrived.setdefault(tag, deque()).append((source, packet))
 
     def take(self, source: int | None, tag: Tag) -> tuple[int, Packet] | None:
-        arrived = self._arrived.get(tag, ())
+        arrived = self._arrived.get(tag)
+        if arrived is None:
+            return None
         for item in arrived:
-            if source in (item[0], None):
-                self._arrived[tag].remove(item)
-                if not self._arrived[tag]:
+            if source is None or source == item[0]:
+                arrived.remove(item)
+                if not arrived:
                     del self._arrived[tag]
                 return item
         return None
@@ -354,9 +365,9 @@ class Mailbox:
             self._loop.call_at(wait.deadline, self._expire)
         try:
             return await future
-        finally:
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                self._forget(tag, wait)
+        except BaseException:  # whatever it is, nobody waits here any more
+            self._forget(tag, wait)
+            raise
 
     def fail(self, gone: Collection[int]) -> None:
         """End every wait for one of these workers."""
@@ -367,8 +378,9 @@ class Mailbox:
 
     def close(self, channel: str, round_: int) -> None:
         self._closed[channel] = max(round_, self._closed.get(channel, -1))
-        for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
-            del self._arrived[tag]
+        if self._arrived:
+            for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
+                del self._arrived[tag]
 
     def _expire(self) -> None:
         """End the waits whose deadline has come. One timer serves all: most waits end long before their deadline."""

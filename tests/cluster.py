@@ -6,17 +6,19 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decentral.config import Run
 from decentral.fleet import Event, Fleet, WorkerGroup
 from decentral.inner import SGD, Inner
 from decentral.journal import Synced
 from decentral.outcome import Outcome
+from decentral.part import Part
 from decentral.peer import Peer
 from decentral.protocols import SyncRule
 from decentral.protocols.schedule import Schedule
 from decentral.sim.simulate import simulate
+from decentral.task import Task
 from decentral.tasks import Quadratic
 
 STILL = {"name": "quadratic", "dimension": 16, "curvature": (1e-30, 1e-30)}
@@ -146,3 +148,34 @@ def spread(history: Tensor) -> Tensor:
     """Return the sum of squared distances from the mean, for [..., workers, P]: [...] float64."""
     history = history.double()
     return (history - history.mean(dim=-2, keepdim=True)).square().sum(dim=(-2, -1))
+
+
+class Net(Task):
+    """A small network on made-up regression: losses that are no quadratics, several parameter tensors."""
+
+    hidden: int = 4
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2), nn.Tanh(), nn.Linear(2, 1))
+
+    def batch(self, worker: int, start: int, size: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(worker * 100_003 + start)
+        inputs = torch.randn(size, 3, generator=generator)
+        return inputs, (inputs.prod(dim=1, keepdim=True) + worker).sin()
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss: Tensor = (model(batch[0]) - batch[1]).square().mean()
+        return loss
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return {"loss": self.loss(model, self.batch(99, 0, 8)).item()}
+
+
+NET = {"name": "cluster:Net"}
+
+
+def short(part: Any) -> str | None:
+    """Return a test id: a part's name and the fields that were set."""
+    if not isinstance(part, Part):
+        return None
+    return " ".join([part.name, *(f"{field}={getattr(part, field)}" for field in sorted(part.model_fields_set))])

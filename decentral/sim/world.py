@@ -149,7 +149,8 @@ class SimWorld:
             future.exception()  # whoever did not await it has nothing to be told
             return future
         nbytes = self._headers.size(peer.id, tag, packet) + packet.nbytes
-        peer.meter.begin_sending(nbytes)
+        peer.meter.sent(nbytes)
+        peer.meter.begin_transfer()
         target.meter.begin_transfer()
         self._unsent[peer.id] += 1
         self._network.transfer(peer.id, to, nbytes, self._arrive).cargo = _Cargo(peer, target, tag, packet, future)
@@ -175,8 +176,9 @@ class SimWorld:
         source.meter.end_transfer()
         cargo.target.meter.end_transfer()
         self._unsent[source.id] -= 1
-        if source.id in self._drained and not self._unsent[source.id]:
-            self._drained.pop(source.id).set_result(None)
+        drained = self._drained.get(source.id)
+        if drained is not None and not self._unsent[source.id] and not drained.done():
+            drained.set_result(None)
 
     async def vote(self, peer: Peer, ballot: Ballot) -> Decision:
         """Vote at the roster, one latency away; the answer takes another one. Its bytes are not worth counting."""

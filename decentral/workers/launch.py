@@ -281,8 +281,6 @@ def _cluster(run: Run, address: str | None) -> Iterator[None]:
         with local_ray(run.fleet.size * run.real.threads):
             yield
         return
-    if ray.is_initialized():
-        raise RunError(f"Ray is initialised in this process already; leave out the address {address} or shut it down")
     _connect(address)
     try:
         yield
@@ -312,6 +310,8 @@ def _connect(address: str) -> None:
         if not (host and port.isdigit()):
             raise RunError(f"'{address}' is no Ray address; write host:port, such as 10.0.0.1:6379, or auto")
         _knock(address, host.strip("[]"), int(port), advice)
+    if ray.is_initialized():
+        raise RunError(f"Ray is initialised in this process already: call train without the address {address}")
     try:
         _init(address=address)
     except (Exception, SystemExit) as error:

@@ -62,12 +62,15 @@ class RealWorld:
             except PeerGone as error:
                 reason = str(error)
             await self._transport.drained()
+            self.record(peer.left(reason))
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             self._thread.shutdown(wait=False)
-        await self._leave(peer, reason)
+            with suppress(RunError):  # when the worker fails, its records tell how it came to it
+                await self._hand_in()
+        await self._coordinator.leave(self._reported, self._unreported)
         return reason
 
     async def _watch(self, peer: Peer, contacts: Mapping[int, Contact]) -> None:
@@ -97,10 +100,6 @@ class RealWorld:
         await self._coordinator.report(self._reported, batch)
         self._reported += len(batch)
         del self._unreported[: len(batch)]
-
-    async def _leave(self, peer: Peer, reason: str) -> None:
-        self.record(peer.left(reason))
-        await self._coordinator.leave(self._reported, self._unreported)
 
     # -- the World port ----------------------------------------------------------------------------------------------
 

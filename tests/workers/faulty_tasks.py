@@ -1,0 +1,46 @@
+"""A user's task module, whose tasks misbehave when they are told to."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from decentral.tasks import Quadratic
+
+
+class Faulty(Quadratic):
+    """A quadratic on which one worker meets a fault at sample `at`."""
+
+    name: ClassVar[str] = ""
+
+    worker: int = 1
+    at: int = 0
+    fault: str = ""
+    pids: Path | None = None
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        if self.fault == "unequal":
+            with torch.no_grad():
+                next(model.parameters()).add_(float.fromhex("0x" + os.urandom(4).hex()))
+        return model
+
+    def batch(self, worker: int, start: int, size: int) -> tuple[Tensor, Tensor]:
+        if self.pids is not None and start == 0:
+            (self.pids / str(worker)).write_text(str(os.getpid()))
+        centres, noise = super().batch(worker, start, size)
+        if worker == self.worker and start <= self.at < start + size:
+            if self.fault == "raises":
+                raise ValueError("no such batch")
+            if self.fault == "nan":
+                return centres * float("nan"), noise
+            if self.fault == "hangs":
+                threading.Event().wait()
+            if self.fault == "exits":
+                os._exit(1)
+        return centres, noise
