@@ -121,9 +121,10 @@ class Roster:
 
     def remove(self, worker: int) -> None:
         """The worker is dead or has left; does nothing if it is no member. Completes attempts that waited for it."""
-        if worker not in self.members:
+        members = self.members.without(worker)
+        if len(members) == len(self.members):
             return
-        self.members = self.members.without(worker)
+        self.members = members
         self._departed.append(worker)
         self._on_change(self.members, worker)
         for key, round_ in list(self._open.items()):
@@ -140,11 +141,11 @@ class Roster:
         "skipped": it has been declared dead. A repeated vote takes the place of the first.
         """
         key = (ballot.channel, ballot.round)
-        if key in self._decided:
-            answer(self._decided[key])
-            return
         if ballot.worker not in self.members or not 0 <= ballot.epoch <= self.members.epoch:
             answer(Decision("skipped", self.members))
+            return
+        if key in self._decided:
+            answer(self._decided[key])
             return
         attempt = self._attempt(key, ballot.epoch)
         attempt.votes[ballot.worker] = answer

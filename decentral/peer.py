@@ -176,18 +176,25 @@ class Peer:
         """
         return self._world.send(self, to, tag, packet)
 
-    async def recv(self, source: int | None, tag: Tag, timeout_s: float | None = None) -> tuple[int, Packet]:
+    async def recv(
+        self, source: int | None, tag: Tag, timeout_s: float | None = None, among: Members | None = None
+    ) -> tuple[int, Packet]:
         """Return (source, packet) of the next packet with that tag; `source=None` takes anyone's.
 
         Waits `timeout_s` seconds at most (`patience_s` if None). Raises `TimeoutError` at the deadline and `PeerGone`
-        when `source` is no member, or stops being one while we wait.
+        when `source` is no member, or stops being one while we wait; likewise when any of those is gone `among` whom
+        the packet is exchanged, for what they do together cannot succeed any more.
         """
         arrived = self._mail.take(source, tag)
         if arrived is not None:
             return arrived
         if source is not None and source not in self.members:
             raise PeerGone(f"worker {source} is not in the run")
-        return await self._mail.wait(source, tag, self.patience_s if timeout_s is None else timeout_s)
+        if among is not None and among.epoch < self.members.epoch:
+            for worker in among:
+                if worker not in self.members:
+                    raise PeerGone(f"worker {worker} is not in the run")
+        return await self._mail.wait(source, tag, self.patience_s if timeout_s is None else timeout_s, among)
 
     def close(self, channel: str, round_: int) -> None:
         """Drop packets of `channel` for rounds up to `round_`, those that are here and those that will come."""
@@ -356,25 +363,29 @@ class Mailbox:
                 return item
         return None
 
-    async def wait(self, source: int | None, tag: Tag, timeout_s: float) -> tuple[int, Packet]:
+    async def wait(
+        self, source: int | None, tag: Tag, timeout_s: float, among: Members | None = None
+    ) -> tuple[int, Packet]:
         future: asyncio.Future[tuple[int, Packet]] = self._loop.create_future()
-        wait = _Wait(source, future, self._loop.time() + timeout_s)
+        wait = _Wait(source, future, self._loop.time() + timeout_s, among)
         self._waiting.setdefault(tag, []).append(wait)
         if wait.deadline < self._check_at:
             self._check_at = wait.deadline
             self._loop.call_at(wait.deadline, self._expire)
         try:
             return await future
-        except BaseException:  # whatever it is, nobody waits here any more
-            self._forget(tag, wait)
-            raise
+        finally:
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                self._forget(tag, wait)
 
     def fail(self, gone: Collection[int]) -> None:
-        """End every wait for one of these workers."""
+        """End every wait for one of these workers, or for what they take part in."""
         for waits in self._waiting.values():
             for wait in waits:
-                if wait.source in gone and not wait.future.done():
-                    wait.future.set_exception(PeerGone(f"worker {wait.source} left the run"))
+                if wait.future.done():
+                    continue
+                if wait.source in gone or (wait.among is not None and any(worker in wait.among for worker in gone)):
+                    wait.future.set_exception(PeerGone(f"of the workers {sorted(gone)} one is needed here"))
 
     def close(self, channel: str, round_: int) -> None:
         self._closed[channel] = max(round_, self._closed.get(channel, -1))
@@ -407,9 +418,16 @@ class Mailbox:
 class _Wait:
     """Somebody who waits for a packet from `source` until `deadline`, in seconds of the loop's clock."""
 
-    __slots__ = ("deadline", "future", "source")
+    __slots__ = ("among", "deadline", "future", "source")
 
-    def __init__(self, source: int | None, future: asyncio.Future[tuple[int, Packet]], deadline: float) -> None:
+    def __init__(
+        self,
+        source: int | None,
+        future: asyncio.Future[tuple[int, Packet]],
+        deadline: float,
+        among: Members | None,
+    ) -> None:
         self.source = source
         self.future = future
         self.deadline = deadline
+        self.among = among

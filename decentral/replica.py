@@ -138,7 +138,11 @@ class TorchReplica:
         return loss.detach()
 
     def _forward(self, step: int) -> Tensor:
-        torch.manual_seed(seed_of(self.seed, "step", self.worker, step))
+        seed = seed_of(self.seed, "step", self.worker, step)
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # the general call below formats a stack for each accelerator
+        else:
+            torch.manual_seed(seed)
         try:
             batch = self.task.batch(self.worker, step * self.batch_size, self.batch_size)
             return self.task.loss(self.model, to_device(batch, self.device))

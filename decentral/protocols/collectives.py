@@ -20,7 +20,7 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import Codec
 from decentral.protocols.merge import mean
 from decentral.protocols.topology import Links
-from decentral.wire import FrameError, Tag, signal, signal_text
+from decentral.wire import FrameError, Packet, Tag, signal, signal_text
 
 
 class Attempt(NamedTuple):
@@ -33,6 +33,14 @@ class Attempt(NamedTuple):
 
     def tag(self, part: str) -> Tag:
         return Tag(self.channel, self.round, f"{self.members.epoch}.{self.piece}.{part}")
+
+    async def hear(self, peer: Peer, source: int, tag: Tag) -> Packet:
+        """Return the packet from `source`; raises `PeerGone` as soon as any member of the attempt is gone.
+
+        That includes who has ended its rule: a member of an all-reduce stays until the round is decided.
+        """
+        _, packet = await peer.recv(source, tag, among=self.members)
+        return packet
 
 
 def chunk_bounds(numel: int, chunks: int) -> list[tuple[int, int]]:
@@ -76,7 +84,7 @@ async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Atte
         with _owing(peer, [(member, gather) for member in others]):
             contributions = []
             for member in members:
-                packet = codec.encode(part) if member == peer.id else (await peer.recv(member, scatter))[1]
+                packet = codec.encode(part) if member == peer.id else await attempt.hear(peer, member, scatter)
                 contributions.append(codec.decode(packet, part))
         reduced = codec.encode(mean(contributions))
         for member in others:
@@ -84,7 +92,7 @@ async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Atte
         result[start:stop] = codec.decode(reduced, part)
     for owner, (start, stop) in zip(members, bounds, strict=True):
         if owner != peer.id and stop > start:
-            _, packet = await peer.recv(owner, gather)
+            packet = await attempt.hear(peer, owner, gather)
             result[start:stop] = codec.decode(packet, values[start:stop])
     return result
 
@@ -111,14 +119,14 @@ async def ring_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
         for hop in range(count - 1):
             peer.send(*owed.pop(0), codec.encode(partial))
             start, stop = part(place - hop - 1)
-            _, packet = await peer.recv(previous, attempt.tag(f"s{hop}"))
+            packet = await attempt.hear(peer, previous, attempt.tag(f"s{hop}"))
             partial = codec.decode(packet, values[start:stop]) + values[start:stop]
         packet = codec.encode(partial / count)
         result[start:stop] = codec.decode(packet, partial)
         for hop in range(count - 1):
             peer.send(*owed.pop(0), packet)
             start, stop = part(place - hop)
-            _, packet = await peer.recv(previous, attempt.tag(f"g{hop}"))
+            packet = await attempt.hear(peer, previous, attempt.tag(f"g{hop}"))
             result[start:stop] = codec.decode(packet, values[start:stop])
     return result
 
@@ -138,13 +146,13 @@ async def tree_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     with _owing(peer, owed):
         total = values.clone()
         for child in children:
-            total = total + codec.decode((await peer.recv(child, up))[1], values)
+            total = total + codec.decode(await attempt.hear(peer, child, up), values)
         if place == 0:
             packet = codec.encode(total / count)
         else:
             to, tag = owed.pop(0)
             peer.send(to, tag, codec.encode(total))
-            _, packet = await peer.recv(to, down)
+            packet = await attempt.hear(peer, to, down)
         mean_of_all = codec.decode(packet, values)
     for child in children:
         peer.send(child, down, packet)

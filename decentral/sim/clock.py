@@ -53,7 +53,7 @@ class Deadlock(RuntimeError):
 class Handle:
     """A callback that waits for its turn; `cancel` makes sure that it never runs."""
 
-    __slots__ = ("_args", "_callback", "_context", "_heap_owner", "_when")
+    __slots__ = ("_args", "_callback", "_context", "_owner", "_when")
 
     def __init__(
         self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None, when: float
@@ -62,7 +62,7 @@ class Handle:
         self._args = args
         self._context = copy_context() if context is None else context
         self._when = when
-        self._heap_owner: VirtualLoop | None = None  # set exactly while the handle lies in a heap of timers
+        self._owner: VirtualLoop | None = None  # set exactly while the handle is a timer that waits
 
     def cancel(self) -> None:
         """Never run the callback; does nothing after it has run or a second time."""
@@ -70,8 +70,8 @@ class Handle:
             return
         self._callback = None
         self._args = ()  # what a cancelled timer refers to must not live until the timer would have been due
-        if self._heap_owner is not None:
-            self._heap_owner._count_cancelled_timer()
+        if self._owner is not None:
+            self._owner._count_cancelled_timer()
 
     def cancelled(self) -> bool:
         """Say whether `cancel` has been called."""
@@ -83,7 +83,9 @@ class Handle:
 
 
 class VirtualLoop(_EventLoop):
-    """An event loop whose clock jumps from one event to the next. `events` counts the callbacks run so far.
+    """An event loop whose clock jumps from one event to the next.
+
+    `now` is the virtual time in seconds and `events` counts the callbacks run so far; read them, do not write them.
 
     An exception that no one handles (in a callback, or in a task that nobody awaits) stops the simulation: it is
     raised by `run_until_complete`, or by `close` if the loop does not run again. What needs real input or output
@@ -92,11 +94,12 @@ class VirtualLoop(_EventLoop):
 
     def __init__(self) -> None:
         self.events = 0
-        self._now = 0.0
+        self.now = 0.0
         self._ready: deque[Handle] = deque()
-        self._timers: list[tuple[float, int, Handle]] = []
-        self._timers_made = 0
-        self._timers_cancelled = 0  # of those still in the heap
+        self._timers: dict[float, list[Handle]] = {}  # by the time they are due, in the order in which they were made
+        self._times: list[float] = []  # heap of the keys of `_timers`
+        self._timers_waiting = 0
+        self._timers_cancelled = 0  # of those that wait
         self._instant_end: list[Handle] = []
         self._main: asyncio.Future[Any] | None = None
         self._stopping = False
@@ -111,7 +114,7 @@ class VirtualLoop(_EventLoop):
 
     def time(self) -> float:
         """Return the virtual time in seconds; it is 0.0 at first."""
-        return self._now
+        return self.now
 
     def call_soon(  # type: ignore[override]  # our handle, not asyncio's
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -119,7 +122,7 @@ class VirtualLoop(_EventLoop):
         """Run the callback at this instant, after what is ready already. Raises RuntimeError on a closed loop."""
         if self._closed:
             raise RuntimeError("the virtual loop is closed")
-        handle = Handle(callback, args, context, self._now)
+        handle = Handle(callback, args, context, self.now)
         self._ready.append(handle)
         return handle
 
@@ -133,7 +136,7 @@ class VirtualLoop(_EventLoop):
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
         """Run the callback `delay` seconds from now; see `call_at`."""
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self.call_at(self.now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -144,28 +147,42 @@ class VirtualLoop(_EventLoop):
         """
         if self._closed:
             raise RuntimeError("the virtual loop is closed")
-        if not when > self._now:
+        if not when > self.now:
             if math.isnan(when):
                 raise ValueError("a timer must be due at a number of seconds or at infinity, not at nan")
-            when = self._now  # not the past: timers due together run in the order in which they were made
+            when = self.now  # not the past: timers due together run in the order in which they were made
         handle = Handle(callback, args, context, when)
         if when != math.inf:
-            self._timers_made += 1
-            handle._heap_owner = self
-            heappush(self._timers, (when, self._timers_made, handle))
+            handle._owner = self
+            self._timers_waiting += 1
+            due_then = self._timers.get(when)
+            if due_then is not None:  # a fleet in lockstep has a thousand timers due at one time
+                due_then.append(handle)
+            else:
+                self._timers[when] = [handle]
+                heappush(self._times, when)
         return handle
+
+    def sleep(self, delay: float) -> asyncio.Future[None]:
+        """Return a future that is done `delay` seconds from now: what `asyncio.sleep` is, in half the time."""
+        future: asyncio.Future[None] = asyncio.Future(loop=self)
+        self.call_at(self.now + delay, _finish, future)
+        return future
 
     def at_instant_end(self, callback: Callable[[], object]) -> None:
         """Run the callback once, after all that happens at this instant and before the clock moves."""
         if self._closed:
             raise RuntimeError("the virtual loop is closed")
-        self._instant_end.append(Handle(callback, (), None, self._now))
+        self._instant_end.append(Handle(callback, (), None, self.now))
 
     def _count_cancelled_timer(self) -> None:
         self._timers_cancelled += 1
-        if self._timers_cancelled > CANCELLED_TIMERS_KEPT and 2 * self._timers_cancelled > len(self._timers):
-            self._timers[:] = [timer for timer in self._timers if timer[2]._callback is not None]
-            heapify(self._timers)
+        if self._timers_cancelled > CANCELLED_TIMERS_KEPT and 2 * self._timers_cancelled > self._timers_waiting:
+            live = [[timer for timer in timers if timer._callback is not None] for timers in self._timers.values()]
+            self._timers = {timers[0]._when: timers for timers in live if timers}
+            self._times = list(self._timers)
+            heapify(self._times)
+            self._timers_waiting -= self._timers_cancelled
             self._timers_cancelled = 0
 
     # Futures and tasks.
@@ -189,9 +206,8 @@ class VirtualLoop(_EventLoop):
             future.set_exception(error)
         return future
 
-    def get_debug(self) -> bool:
-        """Return False: asyncio's debug mode measures real time."""
-        return False
+    get_debug = staticmethod(bool)
+    """Returns False: asyncio's debug mode measures real time. `bool` because every new future calls it."""
 
     # Running.
 
@@ -235,6 +251,7 @@ class VirtualLoop(_EventLoop):
         finally:
             self._ready.clear()
             self._timers.clear()
+            self._times.clear()
             self._instant_end.clear()
             self._closed = True
         self._raise_unhandled()
@@ -295,26 +312,37 @@ class VirtualLoop(_EventLoop):
 
     def _advance(self) -> bool:
         """Make the next callbacks ready, moving the clock only if this instant is over; False if there are none."""
-        timers = self._timers
-        while timers and timers[0][2]._callback is None:
-            self._timers_cancelled -= 1
-            heappop(timers)
-        due = timers[0][0] if timers else math.inf
-        if self._instant_end and due > self._now:
+        due = self._next_due()
+        if self._instant_end and due > self.now:
             self._ready.extend(self._instant_end)
             self._instant_end.clear()
             return True
-        if not timers:
+        if due == math.inf:
             return False
-        self._now = due
-        while timers and timers[0][0] == due:
-            handle = heappop(timers)[2]
-            handle._heap_owner = None
-            if handle._callback is None:
-                self._timers_cancelled -= 1
-            else:
-                self._ready.append(handle)
+        self.now = due
+        self._ready.extend(self._take_timers(due))
         return True
+
+    def _next_due(self) -> float:
+        """Return when the first timer is due that is not cancelled, infinity if there is none."""
+        while self._times:
+            due = self._times[0]
+            for timer in self._timers[due]:
+                if timer._callback is not None:
+                    return due
+            self._take_timers(due)
+        return math.inf
+
+    def _take_timers(self, due: float) -> list[Handle]:
+        """Remove the timers of the first time and return them, those that are cancelled too."""
+        heappop(self._times)
+        timers = self._timers.pop(due)
+        self._timers_waiting -= len(timers)
+        for timer in timers:
+            timer._owner = None
+            if timer._callback is None:
+                self._timers_cancelled -= 1
+        return timers
 
     def _pending_tasks(self) -> list[asyncio.Task[Any]]:
         # asyncio keeps a set, whose order changes from run to run. Shorter names first: worker-9 before worker-10.
@@ -324,7 +352,7 @@ class VirtualLoop(_EventLoop):
         names = [task.get_name() for task in self._pending_tasks()]
         shown = ", ".join(names[:NAMES_IN_DEADLOCK]) or "none"
         more = f" and {len(names) - NAMES_IN_DEADLOCK} more" if len(names) > NAMES_IN_DEADLOCK else ""
-        return f"nothing can happen any more at virtual time {self._now:g} s; tasks that wait: {shown}{more}"
+        return f"nothing can happen any more at virtual time {self.now:g} s; tasks that wait: {shown}{more}"
 
     def _cancel_tasks(self) -> None:
         while tasks := self._pending_tasks():  # again, because cleaning up may start tasks
@@ -375,6 +403,11 @@ class VirtualLoop(_EventLoop):
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _mark_retrieved(future: asyncio.Future[Any]) -> None:

@@ -229,14 +229,13 @@ class Network:
         if path:
             self._attach(flow, path)
         else:
-            self._finish_sending(flow)
+            self._finish_sending(flow, flow.started_at)
         return flow
 
     def cancel(self, flow: Flow) -> None:
         """Stop a flow: neither of its callbacks is called any more. Does nothing to one that has arrived."""
         if flow.state is FlowState.SENDING:
-            flow.remaining_bits = self._remaining_now(flow)
-            flow.rated_at = self._loop.time()
+            self._settle(flow, self._loop.now)
             self._detach(flow)
         elif flow.state is FlowState.IN_FLIGHT and flow._arrival is not None:
             flow._arrival.cancel()
@@ -278,10 +277,9 @@ class Network:
         if not 0.0 <= latency_s < math.inf:
             raise ValueError(f"the latency of {src} -> {dst} must be 0 s or more and finite, not {latency_s}")
         self._flows_made += 1
-        return Flow(self._flows_made, src, dst, nbytes, latency_s, self._loop.time(), done, on_sent)
+        return Flow(self._flows_made, src, dst, nbytes, latency_s, self._loop.now, done, on_sent)
 
-    def _finish_sending(self, flow: Flow) -> None:
-        now = self._loop.time()
+    def _finish_sending(self, flow: Flow, now: float) -> None:
         flow.sent_at = flow.rated_at = now
         flow.remaining_bits = 0.0  # by definition: the timer is the truth, what rounding left of the count is not
         flow.state = FlowState.IN_FLIGHT
@@ -295,7 +293,8 @@ class Network:
             flow._on_sent(flow)
 
     def _arrive(self, flow: Flow) -> None:
-        flow.arrived_at = self._loop.time()
+        flow.arrived_at = self._loop.now
+        flow._arrival = None  # it refers to the flow: without the cycle both are freed at once
         flow.state = FlowState.DONE
         self.bytes_received[flow.dst] += flow.nbytes
         self._forget(flow)
@@ -372,17 +371,18 @@ class Network:
 
     def _allocate(self) -> None:
         """Share bandwidth anew in every component that this instant has touched."""
+        now = self._loop.now
         touched, self._touched = self._touched, {}
         alone, self._alone = self._alone, []
         for flow in alone:
             if flow.state is FlowState.SENDING and self._is_alone(flow):
-                self._set_rate(flow, min([self._capacity[resource] for resource in flow._path]))
+                self._set_rate(flow, min([self._capacity[resource] for resource in flow._path]), now)
         seen: set[int] = set()
         for resource in touched:
             if resource not in seen and resource in self._users:
                 paths, resources = self._find_component(resource)
                 seen.update(resources)
-                self._share(paths, resources)
+                self._share(paths, resources, now)
         self._set_wake()
 
     def _is_alone(self, flow: Flow) -> bool:
@@ -405,22 +405,23 @@ class Network:
                     resources.append(crossed)
         return paths, resources
 
-    def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int]) -> None:
+    def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int], now: float) -> None:
         for number, rate_bps in _fill(paths, resources, self._users, self._capacity).items():
             flow = self._sending[number]
             if rate_bps != flow.rate_bps:
-                self._set_rate(flow, rate_bps)
+                self._set_rate(flow, rate_bps, now)
 
-    def _set_rate(self, flow: Flow, rate_bps: float) -> None:
-        now = self._loop.time()
-        flow.remaining_bits = self._remaining_now(flow)
-        flow.rated_at = now
+    def _set_rate(self, flow: Flow, rate_bps: float, now: float) -> None:
+        self._settle(flow, now)
         flow.rate_bps = rate_bps
         flow._finish_at = now + flow.remaining_bits / rate_bps
         heappush(self._finishes, (flow._finish_at, flow.number))
 
-    def _remaining_now(self, flow: Flow) -> float:
-        return max(0.0, flow.remaining_bits - flow.rate_bps * (self._loop.time() - flow.rated_at))
+    def _settle(self, flow: Flow, now: float) -> None:
+        """Take from the flow's bits those that have left since its rate was last changed."""
+        if flow.rated_at != now:
+            flow.remaining_bits = max(0.0, flow.remaining_bits - flow.rate_bps * (now - flow.rated_at))
+            flow.rated_at = now
 
     # Completions.
 
@@ -446,12 +447,12 @@ class Network:
     def _on_wake(self) -> None:
         """Finish all flows that are due; those due together finish in the order of their start."""
         self._wake = None
-        now = self._loop.time()
+        now = self._loop.now
         while self._finishes and self._finishes[0][0] <= now:
             entry = heappop(self._finishes)
             if not self._is_stale(entry):
                 flow = self._sending[entry[1]]
                 self._detach(flow)
-                self._finish_sending(flow)
+                self._finish_sending(flow, now)
         if not self._touched and not self._alone:  # otherwise the allocation will
             self._set_wake()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from decentral.errors import PeerGone
 from decentral.fleet import Fleet
@@ -25,14 +25,8 @@ FORWARD_SHARE = 1 / 3
 """The forward pass's share of a local step; the backward pass costs twice as much."""
 
 
-class _Cargo(NamedTuple):
-    """What a flow carries, and between whom."""
-
-    source: Peer
-    target: Peer
-    tag: Tag
-    packet: Packet
-    future: asyncio.Future[None]
+_Cargo = tuple[Peer, Peer, Tag, Packet, "asyncio.Future[None]"]
+"""What a flow carries: source, target, tag, packet, and the future that is done when it has arrived."""
 
 
 class SimWorld:
@@ -42,7 +36,7 @@ class SimWorld:
         self._loop = loop
         self._fleet = fleet
         self._groups = fleet.each()
-        self._chance = [random.Random(seed_of(seed, "jitter", worker)) for worker in range(fleet.size)]
+        self._chance = [np.random.default_rng(seed_of(seed, "jitter", worker)) for worker in range(fleet.size)]
         self._network = Network(
             loop,
             up_bps=[group.up_bps or fleet.up_bps for group in self._groups],
@@ -126,18 +120,18 @@ class SimWorld:
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Let `steps` local steps' worth of virtual time pass, then really do the work, in no virtual time."""
         if steps:
-            await asyncio.sleep(self._duration(peer.id, steps))
+            await self._loop.sleep(self._duration(peer.id, steps))
         return work()
 
     async def backward(self, peer: Peer, fragments: Sequence[Spans]) -> AsyncIterator[int]:
         """Forward first; then fragments become final one after the other, each after its share of the elements."""
         duration = self._duration(peer.id, 1)
-        await asyncio.sleep(FORWARD_SHARE * duration)
+        await self._loop.sleep(FORWARD_SHARE * duration)
         order: list[int] = []
         peer.backward_done(peer.replica.backward(peer.step, fragments, order.append))
         for index in order:
             share = sum(stop - start for start, stop in fragments[index]) / peer.layout.size
-            await asyncio.sleep((1 - FORWARD_SHARE) * duration * share)
+            await self._loop.sleep((1 - FORWARD_SHARE) * duration * share)
             yield index
 
     def send(self, peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
@@ -153,28 +147,29 @@ class SimWorld:
         peer.meter.begin_transfer()
         target.meter.begin_transfer()
         self._unsent[peer.id] += 1
-        self._network.transfer(peer.id, to, nbytes, self._arrive).cargo = _Cargo(peer, target, tag, packet, future)
+        self._network.transfer(peer.id, to, nbytes, self._arrive).cargo = (peer, target, tag, packet, future)
         return future
 
     def _arrive(self, flow: Flow) -> None:
         cargo: _Cargo = flow.cargo
-        cargo.target.meter.received_bytes += flow.nbytes
-        cargo.target.arrived(flow.src, cargo.tag, cargo.packet)
-        self._end_transfer(cargo)
-        if not cargo.future.done():
-            cargo.future.set_result(None)
+        source, target, tag, packet, arrived = cargo
+        target.meter.received_bytes += flow.nbytes
+        target.arrived(source.id, tag, packet)
+        self._end_transfer(source, target)
+        if not arrived.done():
+            arrived.set_result(None)
 
     def _lose(self, flow: Flow, crashed: int) -> None:
         cargo: _Cargo = flow.cargo
-        self._end_transfer(cargo)
-        if not cargo.future.done():
-            cargo.future.set_exception(PeerGone(f"worker {crashed} crashed"))
-            cargo.future.exception()
+        source, target, _tag, _packet, arrived = cargo
+        self._end_transfer(source, target)
+        if not arrived.done():
+            arrived.set_exception(PeerGone(f"worker {crashed} crashed"))
+            arrived.exception()
 
-    def _end_transfer(self, cargo: _Cargo) -> None:
-        source = cargo.source
+    def _end_transfer(self, source: Peer, target: Peer) -> None:
         source.meter.end_transfer()
-        cargo.target.meter.end_transfer()
+        target.meter.end_transfer()
         self._unsent[source.id] -= 1
         drained = self._drained.get(source.id)
         if drained is not None and not self._unsent[source.id] and not drained.done():
@@ -187,7 +182,7 @@ class SimWorld:
         def decided(decision: Decision) -> None:
             self._loop.call_later(self._fleet.latency_s, self._hand_over, answer, decision)
 
-        await asyncio.sleep(self._fleet.latency_s)
+        await self._loop.sleep(self._fleet.latency_s)
         self._roster.vote(ballot, decided)
         return await answer
 
@@ -199,8 +194,7 @@ class SimWorld:
         seconds = steps * self._fleet.step_time_s / self._groups[worker].speed
         sigma = self._fleet.jitter
         if sigma:
-            chance = self._chance[worker]
             whole = max(1, round(steps))
-            factors = [math.exp(chance.gauss(-sigma * sigma / 2, sigma)) for _ in range(whole)]
-            seconds *= sum(factors) / whole
+            factors = self._chance[worker].lognormal(-sigma * sigma / 2, sigma, whole)  # of mean 1, one a step
+            seconds *= float(np.add.reduce(factors)) / whole
         return seconds

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,6 +34,8 @@ REACH_S = 10.0
 """Seconds a cluster has to answer at its address."""
 ANSWER_S = 30.0
 """Seconds one of our actors has to answer a question."""
+RESULT_S = 600.0
+"""Seconds a worker has to hand over its parameters."""
 FAREWELL_S = 2.0
 """Seconds the coordinator has for the last records when a run is broken off, and killed actors have to be gone."""
 SILENCE_S = 15.0
@@ -78,6 +81,7 @@ class Job:
         self._finished: list[int] = []
         self._reasons: dict[int, str] = {}
         self._clock_s = float("inf")
+        self._unseen: deque[Record] = deque()
 
     def start(self) -> None:
         """Place all actors and wait until every worker has joined. Raises `RunError` if one dies or time runs out."""
@@ -95,8 +99,9 @@ class Job:
         while (joined := self._poll()["joined"]) < run.fleet.size:
             if time.monotonic() > deadline:
                 raise RunError(self._too_few(joined))
-            for life in self._ended(POLL_S):
-                self._starting_failed(life)
+            ended = self._ended(POLL_S)
+            if ended and self._poll()["joined"] < run.fleet.size:
+                self._starting_failed(ended[0])
 
     def supervise(self) -> None:
         """Pass records on until every worker has finished, left or died. Raises what a task or a rule raised."""
@@ -114,8 +119,8 @@ class Job:
         """Fetch parameters and slots of the workers that finished."""
         for worker in self._finished:
             try:
-                data = ray.get(self._workers[worker].result.remote())
-            except ray.exceptions.RayActorError:
+                data = ray.get(self._workers[worker].result.remote(), timeout=RESULT_S)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 continue  # it died after it had finished; the others have theirs
             tensors = safetensors.torch.load(data)
             self.params[worker] = tensors.pop("params")
@@ -135,7 +140,8 @@ class Job:
         finally:
             if self._coordinator is not None:
                 ray.kill(self._coordinator)
-            ray.wait(lives, num_returns=len(lives), timeout=FAREWELL_S) if lives else None
+            if lives:
+                ray.wait(lives, num_returns=len(lives), timeout=FAREWELL_S)
 
     # -- what happens to workers -------------------------------------------------------------------------------------
 
@@ -204,9 +210,11 @@ class Job:
 
     def _take_records(self, records: list[Record]) -> None:
         now = time.monotonic()
+        self._clock_s = min([self._clock_s, *[now - record.time_s for record in records]])
         self.records += records
-        for record in records:
-            self._clock_s = min(self._clock_s, now - record.time_s)
+        self._unseen += records
+        while self._unseen:  # what an interrupt leaves here is seen when the run is ended
+            record = self._unseen.popleft()
             if self._on_record is not None:
                 self._on_record(record)
 
@@ -282,10 +290,8 @@ def _cluster(run: Run, address: str | None) -> Iterator[None]:
             yield
         return
     _connect(address)
-    try:
+    with _until_shutdown():
         yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -293,10 +299,8 @@ def local_ray(cpus: int) -> Iterator[None]:
     """A Ray of this process alone, with so many logical CPUs, quiet, and closed to others by a token of its own."""
     with _own_token():
         _init(num_cpus=cpus, include_dashboard=False)
-        try:
+        with _until_shutdown():
             yield
-        finally:
-            ray.shutdown()
 
 
 def _connect(address: str) -> None:
@@ -337,6 +341,19 @@ def _knock(address: str, host: str, port: int, advice: str) -> None:
 def _init(**options: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+@contextmanager
+def _until_shutdown() -> Iterator[None]:
+    """Shut Ray down at the end, and keep it from printing: it tells of every death on our standard output."""
+    driver: Any = ray._private.worker
+    prints = getattr(driver, "print_to_stdstream", None)
+    driver.print_to_stdstream = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        driver.print_to_stdstream = prints
 
 
 @contextmanager

@@ -34,9 +34,7 @@ VOTE_PATIENCES = 20
 class RealWorld:
     """One worker's world: a thread that computes, a transport that talks, a coordinator that decides."""
 
-    def __init__(
-        self, transport: Transport, coordinator: CoordinatorClient, *, incarnation: int, speed: float
-    ) -> None:
+    def __init__(self, transport: Transport, coordinator: CoordinatorClient, *, incarnation: int, speed: float) -> None:
         self._transport = transport
         self._coordinator = coordinator
         self._incarnation = incarnation

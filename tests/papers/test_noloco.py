@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cluster import STILL, all_equal, apart, cluster, crash, quadratic, replicas, rounds, spread, start_of, watched
+from cluster import STILL, apart, cluster, crash, quadratic, replicas, rounds, spread, start_of, watched
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,7 +107,8 @@ def test_without_momentum_the_difference_shrinks_by_one_minus_gamma(gamma: float
 
 def test_gamma_one_makes_a_pair_equal() -> None:
     outcome = simulate(cluster(apart(NoLoCo(period=1, alpha=0.0, beta=1.0)), 2, 1, task=STILL))
-    assert all_equal(outcome)
+    first, second = replicas(outcome)
+    assert torch.allclose(first, second, rtol=0, atol=1e-6)
 
 
 def moments(alpha: float, gamma: float, kappa: float) -> NDArray[np.float64]:
@@ -122,7 +123,6 @@ def kappa_by_counting(workers: int, group: int) -> float:
     """Return E sum|x - group mean|^2 / sum|x|^2 for centred x, over all ways to deal workers into groups."""
     count = -(-workers // group)
     sizes = [len(range(index, workers, count)) for index in range(count)]
-    # Of centred x with covariance I - 11'/N: each pair of one group shares its mean, see spec 1.6.
     x = np.eye(workers)[0] - 1 / workers
     total, orders = 0.0, 0
     for order in itertools.permutations(range(workers)):
@@ -135,20 +135,25 @@ def kappa_by_counting(workers: int, group: int) -> float:
     return total / orders / float((x**2).sum())
 
 
-@pytest.mark.parametrize(
-    ("workers", "group", "alpha", "gamma"), [(8, 2, 0.0, 1.0), (8, 2, 0.5, 0.7), (5, 2, 0.5, 0.7), (7, 3, 0.3, 0.9)]
-)
+@pytest.mark.parametrize(("workers", "group", "alpha", "gamma"), [(8, 2, 0.5, 0.7), (5, 2, 0.5, 0.7), (7, 3, 0.3, 0.9)])
 def test_expected_spread(workers: int, group: int, alpha: float, gamma: float) -> None:
-    """Monte Carlo over 40 seeds: within 4 standard errors of the moments' closed form, round by round."""
-    runs = torch.stack(
-        [spreads(workers, 6, seed=seed, dimension=64, alpha=alpha, gamma=gamma, group=group) for seed in range(40)]
-    )
+    """Monte Carlo over 25 seeds: within 4 standard errors of the moments' closed form, round by round."""
+    fields = {"alpha": alpha, "gamma": gamma, "group": group}
+    runs = torch.stack([spreads(workers, 3, seed=seed, dimension=64, **fields) for seed in range(25)])
     errors = runs.std(dim=0) / math.sqrt(len(runs))
+    kappa = kappa_by_counting(workers, group)
     state = np.array([1.0, 0.0, 0.0])
-    for round_ in range(1, 7):
-        state = moments(alpha, gamma, kappa_by_counting(workers, group)) @ state
-        assert errors[round_] < 0.06 * state[0]  # the test can tell 25 % apart, usually much less
+    for round_ in range(1, 4):
+        state = moments(alpha, gamma, kappa) @ state
+        assert errors[round_] < 0.1 * state[0]
         assert abs(runs[:, round_].mean().item() - state[0]) < 4 * errors[round_]
+
+
+@pytest.mark.parametrize(("alpha", "gamma", "factor"), [(0.0, 1.0, 3 / 7), (0.0, 0.7, 1 - 0.7 * 0.65 * 8 / 7), (0.5, 0.7, 0.48)])
+def test_one_round_of_eight_replicas(alpha: float, gamma: float, factor: float) -> None:
+    """From normal starting points each coordinate is a sample: 20,000 of them, a standard error below 0.1 %."""
+    found = spreads(8, 1, dimension=20_000, alpha=alpha, gamma=gamma)[1].item()
+    assert found == pytest.approx(factor, rel=0.01)
 
 
 def test_the_closed_form_gives_the_specs_numbers() -> None:
@@ -200,8 +205,8 @@ def test_the_bound_is_where_the_moments_begin_to_grow(workers: int, group: int, 
 def test_above_the_bound_three_replicas_drift_apart() -> None:
     """For N = 3 a matching leaves one alone: with alpha 0.9 the bound is 0.38, not the 0.69 of whole pairs."""
     assert stability_bound(0.9, 2, 3) == pytest.approx(0.38)
-    grown = torch.stack([spreads(3, 60, seed=seed, alpha=0.9, gamma=0.6)[-20:].mean() for seed in range(8)])
-    shrunk = torch.stack([spreads(3, 60, seed=seed, alpha=0.9, gamma=0.2)[-20:].mean() for seed in range(8)])
+    grown = torch.stack([spreads(3, 40, seed=seed, alpha=0.9, gamma=0.6)[-10:].mean() for seed in range(4)])
+    shrunk = torch.stack([spreads(3, 40, seed=seed, alpha=0.9, gamma=0.2)[-10:].mean() for seed in range(4)])
     assert grown.mean() > 1
     assert shrunk.mean() < 0.2
 

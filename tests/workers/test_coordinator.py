@@ -147,7 +147,9 @@ def test_a_death_is_told_to_watchers_and_completes_the_round() -> None:
         async with served(3) as here:
             await here.join_all()
             watching = asyncio.create_task(here.clients[0].watch(0))
-            voting = asyncio.gather(*[here.clients[worker].vote(Ballot(worker, "sync", 1, 0, 9), 10) for worker in (0, 1)])
+            voting = asyncio.gather(
+                *[here.clients[worker].vote(Ballot(worker, "sync", 1, 0, 9), 10) for worker in (0, 1)]
+            )
             done, _ = await asyncio.wait([watching, voting], timeout=0.3)
             assert not done
             here.coordinator.remove(2)
@@ -178,7 +180,8 @@ def test_who_gives_no_sign_of_life_is_removed_unless_it_was_us_who_slept() -> No
         async with served(3, silence_s=10.0, clock=lambda: now) as here:
             await here.join_all()
             assert here.coordinator.poll()["silent"] == []
-            for now in (4.0, 8.0, 12.0):
+            for later in (4.0, 8.0, 12.0):
+                now = later
                 await here.clients[0].report(0, [])
                 await here.clients[1].report(0, [])
                 stalled = here.coordinator.poll()["silent"]

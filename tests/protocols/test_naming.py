@@ -1,0 +1,78 @@
+"""Parts by name: one spelling for run file, command line and Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from decentral.protocols import CODECS, CUTS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, Codec, DiLoCo, Int8, SyncRule
+from decentral.protocols.naming import class_named, part_named
+
+
+class Mine(Int8):
+    """Somebody's own codec."""
+
+
+@pytest.mark.parametrize("known", [CODECS, CUTS, OUTERS, RULES, SCHEDULES, TOPOLOGIES])
+def test_every_part_is_found_under_its_own_name_and_says_what_it_is(known: dict[str, Any]) -> None:
+    for name, part in known.items():
+        assert part.name == name == part.spelling()
+        assert part.__doc__
+        for field in part.model_fields:
+            assert field.islower()
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if rule is not SyncRule])
+def test_a_rule_is_rebuilt_from_its_table(rule: type[SyncRule]) -> None:
+    made = rule()
+    assert part_named(made.to_table(), RULES, SyncRule, "rule") == made
+
+
+def test_a_part_is_a_name_a_table_or_itself() -> None:
+    assert part_named("int8", CODECS, Codec, "codec") == Int8()
+    assert part_named({"name": "int8", "block": 32}, CODECS, Codec, "codec") == Int8(block=32)
+    assert part_named(Int8(block=8), CODECS, Codec, "codec") == Int8(block=8)
+
+
+def test_a_part_of_ones_own_is_named_by_module_and_class() -> None:
+    found = part_named({"name": "test_naming:Mine", "block": 3}, CODECS, Codec, "codec")
+    assert found == Mine(block=3)
+    assert found.to_table() == {"name": "test_naming:Mine", "block": 3}
+    assert DiLoCo(codec="test_naming:Mine").codec == Mine()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("int9", "unknown codec 'int9'; choose one of bf16, float32, int8, or module:Class"),
+        ({"block": 3}, "expected the name of a codec: one of bf16, float32, int8, or module:Class"),
+        (7, "expected the name of a codec"),
+        (None, "expected the name of a codec"),
+        ("nowhere:Codec", "cannot load codec 'nowhere:Codec': No module named 'nowhere'"),
+        ("test_naming:Absent", "cannot load codec 'test_naming:Absent'"),
+        ("decentral.protocols:DiLoCo", "'decentral.protocols:DiLoCo' is not a Codec"),
+        ("math:pi", "'math:pi' is not a Codec"),
+    ],
+)
+def test_messages_say_what_there_is(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("?", r"\?")):
+        part_named(value, CODECS, Codec, "codec")
+
+
+def test_a_wrong_field_is_named_with_what_there_is() -> None:
+    with pytest.raises(ValidationError, match=r"unknown field 'blok'; did you mean 'block'\? known fields: block"):
+        part_named({"name": "int8", "blok": 3}, CODECS, Codec, "codec")
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        part_named({"name": "int8", "block": 0}, CODECS, Codec, "codec")
+
+
+def test_a_table_is_not_changed_by_being_read() -> None:
+    table = {"name": "int8", "block": 3}
+    part_named(table, CODECS, Codec, "codec")
+    assert table == {"name": "int8", "block": 3}
+
+
+def test_classes_alone_can_be_named() -> None:
+    assert class_named("diloco", RULES, SyncRule, "rule") is DiLoCo
