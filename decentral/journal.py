@@ -139,5 +139,5 @@ def read_journal(path: Path) -> Iterator[Record]:
                 return
             try:
                 yield record_from(json.loads(line))
-            except (json.JSONDecodeError, TypeError) as error:
+            except (ValueError, TypeError) as error:
                 raise ConfigError(f"{path}, line {number}: not a journal record ({error})") from error

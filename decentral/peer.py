@@ -194,7 +194,12 @@ class Peer:
             for worker in among:
                 if worker not in self.members:
                     raise PeerGone(f"worker {worker} is not in the run")
-        return await self._mail.wait(source, tag, self.patience_s if timeout_s is None else timeout_s, among)
+        wait = self._mail.wait(source, tag, self.patience_s if timeout_s is None else timeout_s, among)
+        try:
+            return await wait.future
+        except BaseException:  # a deadline, a death, or the rule has lost interest
+            self._mail.forget(tag, wait)
+            raise
 
     def close(self, channel: str, round_: int) -> None:
         """Drop packets of `channel` for rounds up to `round_`, those that are here and those that will come."""
@@ -346,7 +351,7 @@ class Mailbox:
             return
         for wait in self._waiting.get(tag, ()):
             if (wait.source is None or wait.source == source) and not wait.future.done():
-                self._forget(tag, wait)
+                self.forget(tag, wait)
                 wait.future.set_result((source, packet))
                 return
         self._arrived.setdefault(tag, deque()).append((source, packet))
@@ -363,20 +368,26 @@ class Mailbox:
                 return item
         return None
 
-    async def wait(
-        self, source: int | None, tag: Tag, timeout_s: float, among: Members | None = None
-    ) -> tuple[int, Packet]:
-        future: asyncio.Future[tuple[int, Packet]] = self._loop.create_future()
-        wait = _Wait(source, future, self._loop.time() + timeout_s, among)
-        self._waiting.setdefault(tag, []).append(wait)
+    def wait(self, source: int | None, tag: Tag, timeout_s: float, among: Members | None = None) -> _Wait:
+        """Have the wait's future done when the packet comes; whoever does not await it to a good end must `forget`."""
+        wait = _Wait(source, self._loop.create_future(), self._loop.time() + timeout_s, among)
+        waits = self._waiting.get(tag)
+        if waits is None:
+            self._waiting[tag] = [wait]
+        else:
+            waits.append(wait)
         if wait.deadline < self._check_at:
             self._check_at = wait.deadline
             self._loop.call_at(wait.deadline, self._expire)
-        try:
-            return await future
-        finally:
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                self._forget(tag, wait)
+        return wait
+
+    def forget(self, tag: Tag, wait: _Wait) -> None:
+        """Nobody waits here any more; does nothing if that is known."""
+        waits = self._waiting.get(tag, [])
+        if wait in waits:
+            waits.remove(wait)
+            if not waits:
+                del self._waiting[tag]
 
     def fail(self, gone: Collection[int]) -> None:
         """End every wait for one of these workers, or for what they take part in."""
@@ -407,12 +418,6 @@ class Mailbox:
                     self._check_at = min(self._check_at, wait.deadline)
         if self._check_at < math.inf:
             self._loop.call_at(self._check_at, self._expire)
-
-    def _forget(self, tag: Tag, wait: _Wait) -> None:
-        waits = self._waiting[tag]
-        waits.remove(wait)
-        if not waits:
-            del self._waiting[tag]
 
 
 class _Wait:

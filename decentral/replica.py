@@ -226,11 +226,11 @@ class _Readiness:
         return None
 
     def __exit__(self, kind: object, *_rest: object) -> None:
-        """A parameter the loss did not reach has gradient zero, which is final too."""
+        """A parameter the loss did not reach has gradient zero, which is final too; so is an empty fragment."""
         ready, self._ready = self._ready, None
         if kind is None and ready is not None:
             for index, left in enumerate(self._left):
-                if left > 0:
+                if left >= 0:
                     ready(index)
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
@@ -240,6 +240,7 @@ class _Readiness:
             for index in self._fragments_of[name]:
                 self._left[index] -= 1
                 if self._left[index] == 0:
+                    self._left[index] = -1  # told
                     self._ready(index)
 
         return count

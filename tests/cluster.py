@@ -39,7 +39,7 @@ def cluster(
     batch_size: int = 1,
     **fleet: Any,
 ) -> Run:
-    """Return a run of equal workers (or of these `speeds`) on `task`, plain SGD of 0.1 unless `inner` says otherwise."""
+    """Return a run of equal workers (or of these `speeds`) on `task`, with SGD of 0.1 unless `inner` says otherwise."""
     groups = tuple(WorkerGroup(speed=speed) for speed in speeds) if speeds else (WorkerGroup(count=workers),)
     return Run(
         rule=rule,
@@ -126,7 +126,7 @@ def apart(rule: SyncRule, seed: int = 0) -> SyncRule:
 
 
 class Watched(Schedule):
-    """A round every `period` steps; keeps everybody's parameters as they are between rounds, the first ones included."""
+    """A round every `period` steps; keeps everybody's parameters as they are between rounds, the first too."""
 
     period: int = 1
     seen: Any = None
@@ -156,7 +156,9 @@ class Net(Task):
     hidden: int = 4
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(3, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2), nn.Tanh(), nn.Linear(2, 1))
+        return nn.Sequential(
+            nn.Linear(3, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2), nn.Tanh(), nn.Linear(2, 1)
+        )
 
     def batch(self, worker: int, start: int, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(worker * 100_003 + start)

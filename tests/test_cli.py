@@ -221,7 +221,7 @@ def test_the_installed_command_explains_itself() -> None:
 def test_the_written_run_file_spells_out_every_field(decentral: Command) -> None:
     decentral("simulate", *QUICK, "--out", "first")
     table = tomllib.loads(Path("first/run.toml").read_text())
-    assert table["rule"]["outer"] == {"name": "nesterov", "lr": 0.7, "momentum": 0.9}
+    assert table["rule"]["outer"] == {"name": "nesterov", "lr": 1.0, "momentum": 0.5}
     assert table["rule"]["codec"] == {"name": "int8", "block": 256}
     assert table["inner"]["name"] == "adamw"
     assert table["fleet"]["workers"][1]["speed"] == 0.7

@@ -123,7 +123,7 @@ def test_otherwise_the_voters_wait() -> None:
     assert clerk.news() == []
 
 
-# -- who is late, dead or repeats itself -------------------------------------------------------------------------------
+# -- who is late, dead or repeats itself ------------------------------------------------------------------------------
 
 
 def test_a_late_voter_of_a_decided_round_is_told_the_decision() -> None:
@@ -251,7 +251,7 @@ def test_decisions_are_kept_for_a_while() -> None:
     assert clerk.news() == [(1, "skipped", (0, 1))]
 
 
-# -- any order ------------------------------------------------------------------------------------------------------------
+# -- any order --------------------------------------------------------------------------------------------------------
 
 
 @dataclass

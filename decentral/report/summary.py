@@ -56,7 +56,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     title = f"{summary['rule']['name']}: {summary['samples']:,} samples in {summary['seconds']:.1f} s"
     if summary["after"]:
         title += f", held-out {headline} {summary['before'][headline]:.3f} -> {summary['after'][headline]:.3f}"
-    table = Table(title=title, caption=_rounds(summary["round_outcomes"]), box=SIMPLE_HEAD)
+    table = Table(title=title, caption=_rounds(summary["round_outcomes"]), box=SIMPLE_HEAD, pad_edge=False)
     for column in ("worker", "steps", "sent", "data-\nparallel", "compute", "talk", "wait", "end"):
         table.add_column(column, justify="left" if column == "end" else "right")
     for worker in summary["workers"]:

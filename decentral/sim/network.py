@@ -9,8 +9,8 @@ sends at that time.
 An allocation changes only when a flow begins to send or ceases to, and then only within the *component*: the flows
 linked with it, directly or through other flows, by shared resources of finite capacity. The network gathers what one
 instant touches and allocates once, at the end of the instant. A flow whose rate stays the same is left alone, so its
-time of completion is not recomputed and does not drift. A flow that meets no other, as most do in gossip, is a component
-of its own: it gets the least of its capacities, and when it ends there is nobody to share with anew.
+time of completion is not recomputed and does not drift. A flow that meets no other, as most do in gossip, is a
+component of its own: it gets the least of its capacities, and when it ends nobody is left to share anew.
 
 Nothing here iterates over a set or depends on the address of an object: flows go by their number, resources by theirs.
 """
@@ -113,7 +113,7 @@ class FlowState(enum.Enum):
 
 
 class Flow:
-    """Some bytes on their way from one node to another. Only the network changes it, but for `cargo`, which is yours."""
+    """Some bytes on their way between two nodes. Only the network changes it, except for `cargo`, which is the user's."""
 
     __slots__ = (
         "_arrival",
@@ -202,7 +202,7 @@ class Network:
         self._flows_made = 0
         self._touched: dict[int, None] = {}  # resources whose flows gained or lost company at this instant
         self._alone: list[Flow] = []  # flows that began at this instant and met nobody then
-        self._finishes: list[tuple[float, int]] = []  # heap of (time, flow); stale unless it is the flow's own time
+        self._finishes: list[tuple[float, int, Flow]] = []  # heap by time and number; stale unless the flow's own time
         self._wake: Handle | None = None  # due at the first completion
         self.bytes_sent = [0] * self._nodes
         self.bytes_received = [0] * self._nodes
@@ -222,10 +222,18 @@ class Network:
         Raises ValueError for nodes that do not exist or are the same, a negative size, or a latency that is negative
         or not finite.
         """
-        flow = self._make_flow(src, dst, nbytes, done, on_sent)
+        if not (0 <= src < self._nodes and 0 <= dst < self._nodes and src != dst):
+            raise ValueError(f"a flow goes between two different nodes of 0..{self._nodes - 1}, not {src} -> {dst}")
+        if nbytes < 0:
+            raise ValueError(f"a flow has 0 bytes or more, not {nbytes}")
+        latency_s = self._latency_s(src, dst)
+        if not 0.0 <= latency_s < math.inf:
+            raise ValueError(f"the latency of {src} -> {dst} must be 0 s or more and finite, not {latency_s}")
         path = self._find_path(src, dst) if nbytes else ()
-        self._flows_of[src][flow.number] = flow
-        self._flows_of[dst][flow.number] = flow
+        self._flows_made = number = self._flows_made + 1
+        flow = Flow(number, src, dst, nbytes, latency_s, self._loop.now, done, on_sent)
+        self._flows_of[src][number] = flow
+        self._flows_of[dst][number] = flow
         if path:
             self._attach(flow, path)
         else:
@@ -261,24 +269,6 @@ class Network:
 
     # The life of a flow.
 
-    def _make_flow(
-        self,
-        src: int,
-        dst: int,
-        nbytes: int,
-        done: Callable[[Flow], object],
-        on_sent: Callable[[Flow], object] | None,
-    ) -> Flow:
-        if not (0 <= src < self._nodes and 0 <= dst < self._nodes and src != dst):
-            raise ValueError(f"a flow goes between two different nodes of 0..{self._nodes - 1}, not {src} -> {dst}")
-        if nbytes < 0:
-            raise ValueError(f"a flow has 0 bytes or more, not {nbytes}")
-        latency_s = self._latency_s(src, dst)
-        if not 0.0 <= latency_s < math.inf:
-            raise ValueError(f"the latency of {src} -> {dst} must be 0 s or more and finite, not {latency_s}")
-        self._flows_made += 1
-        return Flow(self._flows_made, src, dst, nbytes, latency_s, self._loop.now, done, on_sent)
-
     def _finish_sending(self, flow: Flow, now: float) -> None:
         flow.sent_at = flow.rated_at = now
         flow.remaining_bits = 0.0  # by definition: the timer is the truth, what rounding left of the count is not
@@ -301,8 +291,9 @@ class Network:
         flow._done(flow)
 
     def _forget(self, flow: Flow) -> None:
-        del self._flows_of[flow.src][flow.number]
-        del self._flows_of[flow.dst][flow.number]
+        number = flow.number
+        del self._flows_of[flow.src][number]
+        del self._flows_of[flow.dst][number]
 
     # Resources.
 
@@ -341,7 +332,8 @@ class Network:
             else:
                 users[number] = path
                 alone = False
-        self._expect_allocation()
+        if not self._touched and not self._alone:
+            self._loop.at_instant_end(self._allocate)
         if alone:
             self._alone.append(flow)
         else:
@@ -356,7 +348,8 @@ class Network:
             users = self._users[resource]
             del users[number]
             if users:
-                self._expect_allocation()
+                if not self._touched and not self._alone:
+                    self._loop.at_instant_end(self._allocate)
                 self._touched[resource] = None
             else:
                 del self._users[resource]
@@ -365,18 +358,14 @@ class Network:
 
     # Rates.
 
-    def _expect_allocation(self) -> None:
-        if not self._touched and not self._alone:
-            self._loop.at_instant_end(self._allocate)
-
     def _allocate(self) -> None:
         """Share bandwidth anew in every component that this instant has touched."""
         now = self._loop.now
         touched, self._touched = self._touched, {}
         alone, self._alone = self._alone, []
         for flow in alone:
-            if flow.state is FlowState.SENDING and self._is_alone(flow):
-                self._set_rate(flow, min([self._capacity[resource] for resource in flow._path]), now)
+            if flow.state is FlowState.SENDING:
+                self._set_rate_alone(flow, now)
         seen: set[int] = set()
         for resource in touched:
             if resource not in seen and resource in self._users:
@@ -385,11 +374,14 @@ class Network:
                 self._share(paths, resources, now)
         self._set_wake()
 
-    def _is_alone(self, flow: Flow) -> bool:
+    def _set_rate_alone(self, flow: Flow, now: float) -> None:
+        """Give a flow all of its path, unless it has met others since it began: then they share what it crosses."""
+        rate_bps = NEVER
         for resource in flow._path:
             if len(self._users[resource]) > 1:
-                return False
-        return True
+                return
+            rate_bps = min(rate_bps, self._capacity[resource])
+        self._set_rate(flow, rate_bps, now)
 
     def _find_component(self, origin: int) -> tuple[dict[int, tuple[int, ...]], list[int]]:
         """Return the paths of the flows linked with `origin`, directly or through flows, and all their resources."""
@@ -415,7 +407,7 @@ class Network:
         self._settle(flow, now)
         flow.rate_bps = rate_bps
         flow._finish_at = now + flow.remaining_bits / rate_bps
-        heappush(self._finishes, (flow._finish_at, flow.number))
+        heappush(self._finishes, (flow._finish_at, flow.number, flow))
 
     def _settle(self, flow: Flow, now: float) -> None:
         """Take from the flow's bits those that have left since its rate was last changed."""
@@ -425,17 +417,13 @@ class Network:
 
     # Completions.
 
-    def _is_stale(self, entry: tuple[float, int]) -> bool:
-        flow = self._sending.get(entry[1])
-        return flow is None or flow._finish_at != entry[0]
-
     def _set_wake(self) -> None:
         """Set the timer to the first completion, which may have come nearer or gone."""
         finishes = self._finishes
         if len(finishes) > 2 * len(self._sending) + STALE_ENTRIES_KEPT:
-            finishes[:] = [entry for entry in finishes if not self._is_stale(entry)]
+            finishes[:] = [entry for entry in finishes if entry[2]._finish_at == entry[0]]
             heapify(finishes)
-        while finishes and self._is_stale(finishes[0]):
+        while finishes and finishes[0][2]._finish_at != finishes[0][0]:
             heappop(finishes)
         finish_at = finishes[0][0] if finishes else NEVER
         if self._wake is not None:
@@ -449,9 +437,8 @@ class Network:
         self._wake = None
         now = self._loop.now
         while self._finishes and self._finishes[0][0] <= now:
-            entry = heappop(self._finishes)
-            if not self._is_stale(entry):
-                flow = self._sending[entry[1]]
+            finish_at, _number, flow = heappop(self._finishes)
+            if flow._finish_at == finish_at:
                 self._detach(flow)
                 self._finish_sending(flow, now)
         if not self._touched and not self._alone:  # otherwise the allocation will

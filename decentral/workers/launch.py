@@ -272,7 +272,7 @@ def _seconds(records: list[Record]) -> float:
     return max(record.time_s for record in records if isinstance(record, Left)) - began
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -298,44 +298,58 @@ def _cluster(run: Run, address: str | None) -> Iterator[None]:
 def local_ray(cpus: int) -> Iterator[None]:
     """A Ray of this process alone, with so many logical CPUs, quiet, and closed to others by a token of its own."""
     with _own_token():
-        _init(num_cpus=cpus, include_dashboard=False)
+        try:
+            _init(num_cpus=cpus, include_dashboard=False)
+        except Exception as error:
+            ray.shutdown()
+            raise RunError(
+                f"Ray could not be started on this machine: {_first_line(error)} "
+                "Its logs are in /tmp/ray/session_latest/logs; try again when the machine is less busy"
+            ) from error
         with _until_shutdown():
             yield
 
 
 def _connect(address: str) -> None:
-    """Connect to a cluster. Ray would try for a minute, or abort the process: so knock first."""
+    """Connect to a cluster. Ray would try for minutes, or abort the process: so knock first."""
     advice = (
         "check that the cluster runs (`ray status` on its head node), that this machine may reach that port, and that "
         "RAY_AUTH_TOKEN is the cluster's if it wants one"
     )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
     if address != "auto":
-        if not (host and port.isdigit()):
-            raise RunError(f"'{address}' is no Ray address; write host:port, such as 10.0.0.1:6379, or auto")
-        _knock(address, host.strip("[]"), int(port), advice)
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdigit()) or "//" in host:
+            raise RunError(
+                f"'{address}' is no address of a Ray head node; write host:port, such as 10.0.0.1:6379, or auto"
+            )
+        trouble = _knock(host, int(port))
+        if trouble:
+            raise RunError(f"no Ray cluster at {address}: {trouble}; {advice}")
     if ray.is_initialized():
         raise RunError(f"Ray is initialised in this process already: call train without the address {address}")
     try:
         _init(address=address)
     except (Exception, SystemExit) as error:
-        raise RunError(f"no Ray cluster at {address}: {_first_line(Exception(error))}; {advice}") from None
+        ray.shutdown()
+        raise RunError(f"no Ray cluster at {address}: {_first_line(error)}; {advice}") from None
 
 
-def _knock(address: str, host: str, port: int, advice: str) -> None:
+def _knock(host: str, port: int) -> str:
+    """Return what speaks against a Ray head node at the address; nothing if it answers like one."""
     try:
-        socket.create_connection((host, port), REACH_S / 2).close()
+        socket.create_connection((host.strip("[]"), port), REACH_S / 2).close()
     except OSError as error:
-        raise RunError(
-            f"no Ray cluster at {address}: a TCP connection to it failed ({error.strerror or error}); {advice}"
-        ) from None
+        return f"a TCP connection failed ({error.strerror or error})"
     with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_S / 2)
-        except grpc.FutureTimeoutError:
-            raise RunError(
-                f"no Ray cluster at {address}: something listens there, but does not speak gRPC; {advice}"
-            ) from None
+            alive(b"", timeout=REACH_S / 2, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                return "what listens there is not Ray"
+            if error.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                return "what listens there does not answer"
+    return ""
 
 
 def _init(**options: Any) -> None:

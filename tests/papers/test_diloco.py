@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from cluster import NET, all_equal, cluster, quadratic, replicas, rounds, short
@@ -85,7 +87,7 @@ def test_the_first_round_comes_after_exactly_h_steps_and_the_last_with_the_budge
 def test_the_outer_gradient_does_not_die_after_the_first_round() -> None:
     """A peer's DiLoCo lets the anchor share storage with the parameters and trains with a zero pseudo-gradient."""
     anchors = [simulate(cluster(DiLoCo(period=4), 2, steps)).slots[0]["anchor"] for steps in (4, 8, 12, 16)]
-    moves = [(after - before).norm() for before, after in zip(anchors, anchors[1:])]  # noqa: B905
+    moves = [(after - before).norm() for before, after in itertools.pairwise(anchors)]
     assert all(move > 0.01 for move in moves)
 
 
@@ -94,7 +96,7 @@ def test_what_a_rule_remembers_shares_no_storage(rule: SyncRule) -> None:
     outcome = simulate(cluster(rule, 3, 9))
     held = [tensor for worker in outcome.params for tensor in (outcome.params[worker], *outcome.slots[worker].values())]
     places = sorted((tensor.data_ptr(), tensor.data_ptr() + 4 * tensor.numel()) for tensor in held)
-    assert all(stop <= start for (_, stop), (start, _) in zip(places, places[1:]))  # noqa: B905
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(places))
 
 
 def test_one_round_of_outer_sgd_is_the_mean_of_closed_forms() -> None:
@@ -112,7 +114,9 @@ def test_plain_outer_sgd_is_local_sgd_bit_for_bit(period: int, inner: Inner) -> 
     assert torch.equal(replicas(diloco), replicas(local))
 
 
-@pytest.mark.parametrize("inner", [SGD(lr=0.1), SGD(lr=0.1, momentum=0.9), SGD(lr=0.1, momentum=0.9, nesterov=True)], ids=short)
+@pytest.mark.parametrize(
+    "inner", [SGD(lr=0.1), SGD(lr=0.1, momentum=0.9), SGD(lr=0.1, momentum=0.9, nesterov=True)], ids=short
+)
 def test_local_sgd_every_step_is_data_parallel_for_linear_inner_optimisers(inner: Inner) -> None:
     """With momentum too: gradients are taken at equal points, and the mean of the velocities is the mean's velocity."""
     every_step = simulate(cluster(LocalSGD(period=1), 4, 20, task=NET, inner=inner))
@@ -156,9 +160,7 @@ def test_outer_optimisers_are_torch_sgd(outer: Nesterov | OuterSGD) -> None:
     generator = torch.Generator().manual_seed(1)
     anchor, momentum = torch.randn(50, generator=generator), torch.zeros(50)
     parameter = torch.nn.Parameter(anchor.clone())
-    torch_sgd = torch.optim.SGD(
-        [parameter], lr=outer.lr, momentum=outer.momentum, nesterov=isinstance(outer, Nesterov)
-    )
+    torch_sgd = torch.optim.SGD([parameter], lr=outer.lr, momentum=outer.momentum, nesterov=isinstance(outer, Nesterov))
     for _ in range(6):
         gradient = torch.randn(50, generator=generator)
         kept = gradient.clone()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from cluster import STILL, all_equal, apart, cluster, quadratic, replicas, rounds, short, spread, watched
@@ -69,14 +71,14 @@ def mixing(topology: Topology, workers: int) -> Tensor:
 @pytest.mark.parametrize("topology", [Ring(), Exponential()], ids=short)
 def test_static_topologies_multiply_by_their_mixing_matrix(topology: Topology) -> None:
     seen = history({"topology": topology}, 16, 3).double()
-    for before, after in zip(seen[:-1], seen[1:], strict=True):
+    for before, after in itertools.pairwise(seen):
         assert torch.allclose(after, mixing(topology, 16) @ before, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(("topology", "p"), [(Ring(), 0.0989), (Exponential(), 0.64)], ids=["ring", "exponential"])
 def test_the_spread_shrinks_at_least_by_the_spectral_gap(topology: Topology, p: float) -> None:
     values = spread(history({"topology": topology}, 16, 6))
-    assert all(after <= (1 - p + 1e-3) * before for before, after in zip(values[:-1], values[1:], strict=True))
+    assert all(after <= (1 - p + 1e-3) * before for before, after in itertools.pairwise(values))
 
 
 def test_random_pairs_halve_the_spread_as_expected() -> None:

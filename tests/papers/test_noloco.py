@@ -81,7 +81,7 @@ def test_gamma_equal_to_beta_sends_half_as_much() -> None:
     assert sent(0.6) == pytest.approx(2 * sent(None), rel=0.01)
 
 
-# -- no gradients: the consensus term alone ----------------------------------------------------------------------------
+# -- no gradients: the consensus term alone ---------------------------------------------------------------------------
 
 
 def spreads(workers: int, steps: int, *, seed: int = 0, dimension: int = 16, **fields: float) -> Tensor:
@@ -149,7 +149,9 @@ def test_expected_spread(workers: int, group: int, alpha: float, gamma: float) -
         assert abs(runs[:, round_].mean().item() - state[0]) < 4 * errors[round_]
 
 
-@pytest.mark.parametrize(("alpha", "gamma", "factor"), [(0.0, 1.0, 3 / 7), (0.0, 0.7, 1 - 0.7 * 0.65 * 8 / 7), (0.5, 0.7, 0.48)])
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "factor"), [(0.0, 1.0, 3 / 7), (0.0, 0.7, 1 - 0.7 * 0.65 * 8 / 7), (0.5, 0.7, 0.48)]
+)
 def test_one_round_of_eight_replicas(alpha: float, gamma: float, factor: float) -> None:
     """From normal starting points each coordinate is a sample: 20,000 of them, a standard error below 0.1 %."""
     found = spreads(8, 1, dimension=20_000, alpha=alpha, gamma=gamma)[1].item()
@@ -168,7 +170,7 @@ def test_the_closed_form_gives_the_specs_numbers() -> None:
     assert sequence(0.0, 1.0, 8)[1] == pytest.approx(3 / 7)
 
 
-# -- stability -----------------------------------------------------------------------------------------------------------
+# -- stability --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_an_unstable_gamma_is_refused_with_the_interval() -> None:
     NoLoCo(alpha=0.9, gamma=0.5).check(4)
 
 
-# -- with gradients ----------------------------------------------------------------------------------------------------------
+# -- with gradients ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [None, 0.4])

@@ -172,7 +172,7 @@ def test_a_codec_may_be_named(named: object) -> None:
     assert TypeAdapter(CodecField).validate_python(named) == Int8()
 
 
-# -- int8 --------------------------------------------------------------------------------------------------------------------
+# -- int8 -------------------------------------------------------------------------------------------------------------
 
 
 def numpy_int8(values: NDArray[np.float32], block: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

@@ -140,7 +140,7 @@ def test_all_gather_gives_everybody_the_same_bits_in_ascending_order(codec: Code
             assert torch.equal(result[worker], codec.round_trip(start_of(worker, 40)))
 
 
-# -- failure ------------------------------------------------------------------------------------------------------------
+# -- failure ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL_REDUCE)
@@ -159,7 +159,7 @@ def test_when_one_member_gives_up_nobody_waits_for_a_deadline_of_its_own(name: s
     assert all(seconds < 2.5 for worker, seconds in results.items() if worker)
 
 
-# -- exchange -------------------------------------------------------------------------------------------------------------
+# -- exchange ---------------------------------------------------------------------------------------------------------
 
 
 def exchanging(
@@ -243,4 +243,3 @@ def test_closed_groups_keep_the_mean_when_some_come_too_late(topology: RandomGro
     assert {"committed", "skipped"} <= kinds
     start = torch.stack([start_of(worker, 16) for worker in range(6)]).double().mean(dim=0)
     assert torch.allclose(replicas(outcome).double().mean(dim=0), start, rtol=0, atol=1e-6)
-

@@ -74,7 +74,7 @@ MODELS = {
     "resnet": ResNet,
     "sequential": lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)),
     "one": lambda: nn.Linear(3, 2, bias=False),
-    "gpt": lambda: ByteGPT(layers=3).model(),
+    "gpt": lambda: ByteGPT(depth=3, width=16, heads=2).model(),
 }
 CUTS: Sequence[Cut] = [
     Whole(),
@@ -157,7 +157,7 @@ def test_torchvision_names_are_layers() -> None:
 
 
 def test_the_gpts_blocks_are_layers() -> None:
-    layout = layout_of(ByteGPT(layers=3).model())
+    layout = layout_of(ByteGPT(depth=3, width=16, heads=2).model())
     assert len(layout.layers()) == 3
     sizes = {stop - start for start, stop in layout.layers()}
     assert len(sizes) == 1

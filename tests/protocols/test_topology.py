@@ -51,7 +51,9 @@ def groups(members: Members, size: int, round_: int, seed: int = 0) -> list[tupl
     return sorted({tuple(sorted((worker, *mine.to))) for worker, mine in found.items()})
 
 
-@pytest.mark.parametrize(("workers", "size"), [(8, 2), (9, 2), (9, 3), (10, 3), (11, 4), (5, 5), (3, 8), (2, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("workers", "size"), [(8, 2), (9, 2), (9, 3), (10, 3), (11, 4), (5, 5), (3, 8), (2, 2), (1, 2)]
+)
 def test_groups_partition_the_workers_evenly(workers: int, size: int) -> None:
     for round_ in range(1, 20):
         found = groups(first(workers), size, round_)
@@ -107,7 +109,7 @@ def test_ring_and_exponential_links() -> None:
     assert one == [(1,), (2,), (4,), (1,), (2,)]
 
 
-# -- mixing -----------------------------------------------------------------------------------------------------------------
+# -- mixing -----------------------------------------------------------------------------------------------------------
 
 
 def matrix(topology: Topology, workers: int, round_: int = 1) -> Tensor:
