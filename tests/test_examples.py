@@ -39,7 +39,7 @@ def test_own_model_learns_to_add() -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/*.toml")), ids=lambda path: path.parent.name)
 def test_every_run_file_is_accepted_and_can_be_timed(path: Path) -> None:
-    run = read_run(path, ["steps=20"] if "warmup" not in path.read_text() else ["steps=40"])
+    run = read_run(path, ["steps=60"])
     outcome = simulate(run, timing_only=True)
     assert [left.reason for left in outcome.left()] == ["finished"] * run.fleet.size
 

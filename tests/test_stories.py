@@ -45,8 +45,11 @@ class Cast:
 
 
 def sync(cast: Cast, name: str, fields: str) -> None:
-    table: dict[str, Any] = dict(field.split("=") for field in fields.split())
-    cast.rule = part_named({"name": name, **table}, RULES, SyncRule, "rule")
+    table: dict[str, Any] = {"name": name}
+    for field in fields.split():
+        key, _, value = field.partition("=")
+        table[key] = int(value) if value.isdigit() else value
+    cast.rule = part_named(table, RULES, SyncRule, "rule")
 
 
 def workers(cast: Cast, count: str, steps: str) -> None:

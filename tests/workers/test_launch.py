@@ -181,7 +181,8 @@ def see(record):
     if isinstance(record, Synced):
         print("synced", flush=True)
 
-outcome = train(run_of("hangs" if sys.argv[1] == "interrupted" else "", at=12), on_record=see, address=sys.argv[2] or None)
+run = run_of("hangs" if sys.argv[1] == "interrupted" else "", at=12)
+outcome = train(run, on_record=see, address=sys.argv[2] or None)
 better = outcome.after["loss"] < outcome.before["loss"]
 print(sorted(outcome.params), outcome.params[0].equal(outcome.params[1]), better)
 """
@@ -254,9 +255,8 @@ def test_an_unreachable_cluster_is_named(address: str) -> None:
 
 def test_what_answers_but_is_no_cluster_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "REACH_S", 2.0)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        with pytest.raises(RunError, match="what listens there does not answer"):
-            train(run_of(), address=f"127.0.0.1:{mute.getsockname()[1]}")
+    with socket.create_server(("127.0.0.1", 0)) as mute, pytest.raises(RunError, match="there does not answer"):
+        train(run_of(), address=f"127.0.0.1:{mute.getsockname()[1]}")
     other = grpc.server(ThreadPoolExecutor(1))
     port = other.add_insecure_port("127.0.0.1:0")
     other.start()
