@@ -103,4 +103,9 @@ def signal_text(packet: Packet) -> str:
         raise FrameError(f"expected a signal, got a packet of codec '{packet.codec}'")
     if packet.nbytes > MAX_SIGNAL_BYTES:
         raise FrameError(f"a signal of {packet.nbytes} bytes; at most {MAX_SIGNAL_BYTES} are allowed")
+    return _text(packet)
+
+
+@lru_cache(maxsize=64)
+def _text(packet: Packet) -> str:
     return "" if packet.payload is None else bytes(packet.payload.tolist()).decode("ascii", "replace")

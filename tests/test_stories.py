@@ -3,7 +3,7 @@
 Above the line `---` a story says who takes part and what befalls them; below it, how each round ended and who was left:
 
     round 3: degraded by 0 1 (2 crashed)           the survivors took their kept contributions' mean
-    round 1: committed by 0 3; skipped by 1 2      gossip: every pair for itself
+    pair round 1: committed by 0 3; skipped by 1 2      gossip: every pair for itself
 
 To tell what happens now in place of what is written: `python tests/test_stories.py tests/stories/NAME.txt ...`
 """
@@ -109,18 +109,19 @@ def told(text: str) -> tuple[Run, list[str]]:
 def ending(outcome: Outcome) -> list[str]:
     """Return how each round ended, as those who were left report it, and who finished."""
     deaths = {record.worker: record.time_s for record in outcome.left() if record.reason == "crashed"}
-    by_round: dict[int, list[Synced]] = {}
-    for record in outcome.records:
+    by_round: dict[str, list[Synced]] = {}
+    for record in outcome.records:  # in order of time, so rounds are told in the order in which they first ended
         if isinstance(record, Synced):
-            by_round.setdefault(record.round, []).append(record)
+            what = "" if record.channel in ("sync", "fast") else f"{record.channel} "
+            by_round.setdefault(f"{what}round {record.round}", []).append(record)
     lines, told_of = [], set[int]()
-    for round_, records in sorted(by_round.items()):
+    for name, records in by_round.items():
         groups = {(record.members, record.outcome) for record in records}
         said = "; ".join(f"{outcome} by {' '.join(map(str, members))}" for members, outcome in sorted(groups))
         ended = max(record.time_s for record in records)
         news = sorted(worker for worker, at in deaths.items() if at <= ended and worker not in told_of)
         told_of.update(news)
-        lines.append(f"round {round_}: {said}" + (f" ({' '.join(map(str, news))} crashed)" if news else ""))
+        lines.append(f"{name}: {said}" + (f" ({' '.join(map(str, news))} crashed)" if news else ""))
     finished = [record.worker for record in outcome.left() if record.reason == "finished"]
     equal = all(torch.equal(outcome.params[worker], outcome.params[finished[0]]) for worker in finished)
     left = max(record.time_s for record in outcome.records if isinstance(record, Left))

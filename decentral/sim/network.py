@@ -398,7 +398,12 @@ class Network:
         return paths, resources
 
     def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int], now: float) -> None:
-        for number, rate_bps in _fill(paths, resources, self._users, self._capacity).items():
+        if all([len(self._users[resource]) == len(paths) for resource in resources]):  # one path shared by all
+            level = min([self._capacity[resource] for resource in resources]) / len(paths)
+            rates = dict.fromkeys(paths, level)
+        else:
+            rates = _fill(paths, resources, self._users, self._capacity)
+        for number, rate_bps in rates.items():
             flow = self._sending[number]
             if rate_bps != flow.rate_bps:
                 self._set_rate(flow, rate_bps, now)
