@@ -3,7 +3,7 @@
     python -m benchmarks.overhead
 
 Three loops do the same local steps (byte GPT, batch 8, AdamW, gradient clipping, one thread), in turn, several times:
-a bare PyTorch loop; a worker of `decentral train` on a local Ray, timed by its own journal; `decentral simulate`, whole.
+a bare PyTorch loop; a worker of `decentral train` on a local Ray, timed by its own journal; the whole of a simulation.
 Printed are medians and the ratios to the bare loop of the same turn.
 """
 

@@ -47,7 +47,7 @@ def train(
     settings: Settings = None,
     task: TaskName = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to use (auto, host:port, ray://host:port); local if unset.")
+        str | None, typer.Option(help="Ray cluster to use: host:port, or auto; a local one if unset.")
     ] = None,
     out: Out = None,
     as_json: Json = False,

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -28,7 +27,7 @@ class Record:
     worker: int
 
     def to_json(self) -> str:
-        template, values = _form(type(self))
+        template, values = _FORMS[self.kind]
         return template % tuple([_TO_JSON.get(type(value), _encode)(value) for value in values(self)])
 
 
@@ -42,7 +41,7 @@ class Joined(Record):
 
 @dataclass(slots=True, kw_only=True)
 class Trained(Record):
-    """The worker finished local steps up to `step`; `samples` were consumed, `loss` is their mean (None: not computed)."""
+    """The worker finished local steps up to `step` on `samples`; `loss` is their mean (None: not computed)."""
 
     kind: ClassVar[str] = "trained"
     step: int
@@ -95,7 +94,6 @@ _TO_JSON: dict[type, Callable[[Any], str]] = {
 """What `_encode` makes of the values that most fields have, four times as fast."""
 
 
-@lru_cache
 def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
     """Return a record's JSON with gaps for its values, and what reads the values from it."""
     names = [field.name for field in dataclasses.fields(cls)]
@@ -104,6 +102,7 @@ def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
 
 
 KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Joined, Trained, Synced, Evaluated, Left)}
+_FORMS = {kind: _form(cls) for kind, cls in KINDS.items()}
 
 
 def record_from(fields: dict[str, Any]) -> Record:
@@ -118,7 +117,7 @@ def record_from(fields: dict[str, Any]) -> Record:
 
 
 class JournalWriter:
-    """Appends records to a file, each line whole and flushed, so that a run killed at any time leaves a readable file."""
+    """Appends records to a file, each line whole and flushed: a run killed at any time leaves a readable file."""
 
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("w", encoding="utf-8")

@@ -37,7 +37,7 @@ def _module(name: str) -> ModuleType:
             return _import(name)
         except ModuleNotFoundError as error:
             sys.path.remove(here)
-            raise LoadError(f"module '{name}' was not found ({error}); looked on Python's path and in {here}") from error
+            raise LoadError(f"module '{name}' was not found ({error}); looked on Python's path and {here}") from error
         except LoadError:
             sys.path.remove(here)
             raise

@@ -12,7 +12,16 @@ class Meter:
     or out, else *waiting*. Traffic hidden behind computing is therefore computing.
     """
 
-    __slots__ = ("_clock", "_computing", "_since", "_transfers", "messages_sent", "received_bytes", "seconds", "sent_bytes")
+    __slots__ = (
+        "_clock",
+        "_computing",
+        "_since",
+        "_transfers",
+        "messages_sent",
+        "received_bytes",
+        "seconds",
+        "sent_bytes",
+    )
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

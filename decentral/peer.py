@@ -49,8 +49,9 @@ class World(Protocol):
 class Peer:
     """One worker's view of the run. Made by a world; used by a rule.
 
-    Attributes that a rule reads: `id`, `members` (newest known), `seed`, `params` and `grads` (`[P]` float32, change
-    them in place), `layout`, `step` (local steps done), `patience_s` (default deadline of a receive).
+    Attributes that a rule reads: `id`, `members` (newest known), `cohort` (the members it began with), `seed`, `params`
+    and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `patience_s` (default
+    deadline of a receive).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Peer:
         self.id = worker
         self.seed = seed
         self.members = members
+        self.cohort = members
         self.step = 0
         self.patience_s = patience_s
         self.meter = Meter(self._loop.time)

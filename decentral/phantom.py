@@ -10,14 +10,15 @@ from typing import Any
 
 from decentral.errors import ConfigError
 
-_SAME_LENGTH = frozenset(
-    "add add_ sub sub_ mul mul_ div div_ neg neg_ abs sign lerp lerp_ copy_ clone detach zero_ fill_ to float "
-    "contiguous addcmul_ addcdiv_ clamp clamp_ sqrt square cpu zeros_like empty_like ones_like".split()
-)
+_ELEMENTWISE = """
+    add add_ sub sub_ mul mul_ div div_ neg neg_ abs sign lerp lerp_ copy_ clone detach zero_ fill_ to float
+    contiguous addcmul_ addcdiv_ clamp clamp_ sqrt square cpu zeros_like empty_like ones_like
+"""
+_SAME_LENGTH = frozenset(_ELEMENTWISE.split())
 
 
 class Phantom:
-    """A `[size]` float32 vector without elements. Elementwise operations and slices work; reading a value is refused."""
+    """A `[size]` float32 vector without elements: elementwise operations and slices work, reading values is refused."""
 
     __slots__ = ("size",)
     is_phantom = True
@@ -46,8 +47,8 @@ class Phantom:
 
     def __getattr__(self, name: str) -> Any:
         raise ConfigError(
-            f"a timing-only simulation has no tensor values, and this rule or codec needs them (it asked for '{name}'); "
-            "run it without --timing-only"
+            f"a timing-only simulation has no tensor values, and this rule or codec needs them (it asked for "
+            f"'{name}'); run it without --timing-only"
         )
 
     @classmethod

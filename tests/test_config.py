@@ -112,7 +112,7 @@ def test_every_wrong_field_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing.toml: cannot read the run file: No such file"):
+    with pytest.raises(ConfigError, match=r"nothing\.toml: cannot read the run file: No such file"):
         read_run(tmp_path / "nothing.toml")
 
 

@@ -39,9 +39,7 @@ def entries_of(run: Run, names: Sequence[str]) -> list[tuple[str, Run]]:
     return [(name, run.with_rule(name)) for name in names]
 
 
-def compare(
-    runs: Sequence[tuple[str, Run]], on_record: Callable[[str, Record], None] | None = None
-) -> list[Entry]:
+def compare(runs: Sequence[tuple[str, Run]], on_record: Callable[[str, Record], None] | None = None) -> list[Entry]:
     """Simulate each run: the same task, batches, initial weights, samples, fleet and network under different rules."""
     return [
         Entry(name, run, simulate(run, on_record=None if on_record is None else partial(on_record, name)))

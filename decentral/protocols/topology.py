@@ -51,8 +51,11 @@ class All(Topology):
 class RandomGroups(Topology):
     """A fresh random partition into groups of `size` every round: random pairs by default.
 
-    Members are shuffled with a generator seeded by (seed, round), and the k-th goes to group k mod ceil(N / size). If
-    `size` does not divide N some groups are one smaller; a group of one does not talk in this round.
+    The run's workers are shuffled with a generator seeded by (seed, round), and the k-th goes to group k mod
+    ceil(N / size). If `size` does not divide N some groups are one smaller; a group of one does not talk in this round.
+
+    Those who have left are dealt into groups like everybody else. Otherwise workers that learn of a leave at different
+    times would be dealt differently in the same round, and wait in circles until their patience ends.
     """
 
     name = "random_groups"
@@ -60,14 +63,14 @@ class RandomGroups(Topology):
     """Workers in a group."""
 
     def links(self, peer: Peer, round_: int) -> Links:
-        group = _groups(peer.members, self.size, peer.seed, round_)[peer.id]
-        return both_ways(tuple(member for member in group if member != peer.id))
+        group = _groups(peer.cohort, self.size, peer.seed, round_)[peer.id]
+        return both_ways(tuple(worker for worker in group if worker != peer.id and worker in peer.members))
 
 
 @functools.lru_cache(maxsize=256)
-def _groups(members: Members, size: int, seed: int, round_: int) -> dict[int, tuple[int, ...]]:
+def _groups(cohort: Members, size: int, seed: int, round_: int) -> dict[int, tuple[int, ...]]:
     """Return everybody's group. Cached: in a simulation thousands of workers ask for the same round."""
-    shuffled = list(members)
+    shuffled = list(cohort)
     random.Random(seed_of(seed, "groups", round_)).shuffle(shuffled)
     count = -(-len(shuffled) // size)
     groups = [tuple(sorted(shuffled[index::count])) for index in range(count)]
@@ -112,6 +115,4 @@ def require_two(workers: int, rule: str) -> None:
 
 
 TOPOLOGIES: dict[str, type[Topology]] = {cls.name: cls for cls in (All, RandomGroups, Ring, Exponential)}
-TopologyField = Annotated[
-    Topology, BeforeValidator(lambda value: part_named(value, TOPOLOGIES, Topology, "topology"))
-]
+TopologyField = Annotated[Topology, BeforeValidator(lambda value: part_named(value, TOPOLOGIES, Topology, "topology"))]

@@ -113,7 +113,7 @@ class FlowState(enum.Enum):
 
 
 class Flow:
-    """Some bytes on their way between two nodes. Only the network changes it, except for `cargo`, which is the user's."""
+    """Some bytes on their way between two nodes. Only the network changes it, but for `cargo`, which is the user's."""
 
     __slots__ = (
         "_arrival",
@@ -398,7 +398,7 @@ class Network:
         return paths, resources
 
     def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int], now: float) -> None:
-        if all([len(self._users[resource]) == len(paths) for resource in resources]):  # one path shared by all
+        if all(len(self._users[resource]) == len(paths) for resource in resources):  # one path shared by all
             level = min([self._capacity[resource] for resource in resources]) / len(paths)
             rates = dict.fromkeys(paths, level)
         else:

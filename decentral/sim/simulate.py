@@ -24,7 +24,6 @@ ALIGNMENT = 16
 """Rows of the stacked state start at multiples of so many float32: vector instructions see in every row what they see
 in a worker's own buffer, so both worlds compute the same bits."""
 
-
 COLLECT_AFTER = 100_000
 """Objects made, less those freed, between two looks for garbage cycles."""
 
@@ -44,7 +43,6 @@ def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record
             on_record(item)
 
     record = records.append if on_record is None else record_and_tell
-
     with _threads(run.real.threads), _rare_collections():
         before = {} if timing_only else held_out(task, run.seed)  # first: this is where missing data shows
         replicas = _phantoms(run, task) if timing_only else _stacked(run, task)
@@ -134,11 +132,12 @@ def _threads(count: int) -> Iterator[None]:
 def _rare_collections() -> Iterator[None]:
     """Let Python look for garbage cycles a hundred times less often than it does by itself.
 
-    A simulation keeps all that it allocates (records, mail, flows) and makes next to no cycles; looking through all of
-    it again and again took more than a third of the time.
+    A simulation holds many objects (records, mail, tasks) and makes next to no cycles, so that looking through all of
+    them again and again only costs time. Whoever has switched collection off keeps it off.
     """
     before = gc.get_threshold()
-    gc.set_threshold(max(before[0], COLLECT_AFTER) if before[0] else 0, *before[1:])
+    if before[0]:
+        gc.set_threshold(max(before[0], COLLECT_AFTER), *before[1:])
     try:
         yield
     finally:

@@ -94,8 +94,8 @@ class Job:
             actor = self._actor(Worker, f"worker-{worker}", cpus=run.real.threads, gpus=self._gpus)
             self._workers[worker] = actor.remote(run.to_table(), worker, 0, self._secret)
         self._lives = {actor.run.remote(address): worker for worker, actor in self._workers.items()}
+        _answer(address, ANSWER_S, "the coordinator could not be started")
         deadline = time.monotonic() + run.real.start_timeout_s
-        _answer(address, run.real.start_timeout_s, "the coordinator could not be started")
         while (joined := self._poll()["joined"]) < run.fleet.size:
             if time.monotonic() > deadline:
                 raise RunError(self._too_few(joined))

@@ -1,7 +1,7 @@
 """Draw what happened in a run folder.
 
-    decentral train examples/launch/run.toml --out runs/launch
-    python -m examples.launch.timeline runs/launch examples/launch/timeline.png
+decentral train examples/launch/run.toml --out runs/launch
+python -m examples.launch.timeline runs/launch examples/launch/timeline.png
 """
 
 import sys

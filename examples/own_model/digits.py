@@ -1,6 +1,6 @@
 """A model and data of one's own: a small network that learns to add numbers.
 
-    decentral train --task examples.own_model.digits:make_task --set steps=200 --set rule.period=20
+decentral train --task examples.own_model.digits:make_task --set steps=200 --set rule.period=20
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A sync rule of one's own: every `period` steps, go part of the way to everybody's average.
 
-    decentral simulate examples/own_rule/run.toml
+decentral simulate examples/own_rule/run.toml
 """
 
 from decentral import Peer, SyncRule, agreed_mean

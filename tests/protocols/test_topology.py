@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,15 @@ EVERY = [All(), RandomGroups(), RandomGroups(size=3), RandomGroups(size=5), Ring
 EVERY += [Exponential(one_peer=True)]
 
 
-def links(topology: Topology, members: Members, round_: int = 1, seed: int = 0) -> dict[int, Links]:
-    """Return everybody's links. Topologies read three attributes of a peer: id, members, seed."""
-    return {
-        worker: topology.links(SimpleNamespace(id=worker, members=members, seed=seed), round_)  # type: ignore[arg-type]
-        for worker in members
-    }
+def links(
+    topology: Topology, members: Members, round_: int = 1, seed: int = 0, cohort: Members | None = None
+) -> dict[int, Links]:
+    """Return everybody's links. Topologies read four attributes of a peer: id, members, cohort, seed."""
+
+    def peer(worker: int) -> Any:
+        return SimpleNamespace(id=worker, members=members, cohort=cohort or members, seed=seed)
+
+    return {worker: topology.links(peer(worker), round_) for worker in members}
 
 
 def first(workers: int) -> Members:
@@ -72,8 +76,14 @@ def test_matchings_differ_by_round_and_by_seed_and_repeat_for_both() -> None:
     assert groups(first(16), 2, 7, seed=3) == groups(first(16), 2, 7, seed=3)
 
 
-def test_the_epoch_does_not_change_a_matching_but_the_members_do() -> None:
-    assert groups(Members(0, (0, 1, 2, 3)), 2, 5) == groups(Members(9, (0, 1, 2, 3)), 2, 5)
+def test_who_has_left_changes_nobody_elses_group() -> None:
+    """Workers that learn of a leave at different times agree about everybody who is still there."""
+    whole = first(9)
+    for round_ in range(1, 20):
+        before = links(RandomGroups(size=3), whole, round_)
+        after = links(RandomGroups(size=3), whole.without(4).without(7), round_, cohort=whole)
+        for worker, mine in after.items():
+            assert set(mine.to) == set(before[worker].to) - {4, 7}
 
 
 def chi_square(counts: Counter[tuple[int, ...]], kinds: int) -> float:

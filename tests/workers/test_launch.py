@@ -242,7 +242,7 @@ def test_a_port_in_use_is_named() -> None:
 @pytest.mark.usefixtures("clean")
 def test_too_few_machines_are_counted() -> None:
     with pytest.raises(RunError, match=r"0 of 2 workers joined .* need 198 CPUs and 0 GPUs, the cluster has 4 CPUs"):
-        train(run_of(real={"threads": 99, "start_timeout_s": 8.0}))
+        train(run_of(real={"threads": 99, "start_timeout_s": 1.0}))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])
