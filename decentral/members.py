@@ -32,13 +32,17 @@ DECISIONS_KEPT = 1024
 
 
 class Members:
-    """The workers of the run as of `epoch`, in ascending order. Every join and every leave begins a new epoch."""
+    """The workers of the run as of `epoch`, in ascending order. Every join and every leave begins a new epoch.
 
-    __slots__ = ("_hash", "_ranks", "epoch", "ids")
+    `finished` are those who have left because they had done their part; who died is in neither.
+    """
 
-    def __init__(self, epoch: int, ids: tuple[int, ...]) -> None:
+    __slots__ = ("_hash", "_ranks", "epoch", "finished", "ids")
+
+    def __init__(self, epoch: int, ids: tuple[int, ...], finished: tuple[int, ...] = ()) -> None:
         self.epoch = epoch
         self.ids = tuple(sorted(ids))
+        self.finished = finished
         self._hash: int | None = None  # this and the ranks on demand: of thousands of epochs few are ever asked
         self._ranks: dict[int, int] | None = None
 
@@ -46,10 +50,12 @@ class Members:
         """Return the worker's place among the members; raises `KeyError` if it is none."""
         return self._rank_of()[worker]
 
-    def without(self, worker: int) -> Members:
+    def without(self, worker: int, finished: bool = False) -> Members:
+        """Return the members of the next epoch, when `worker` has finished or died."""
         place = bisect_left(self.ids, worker)
         known = place < len(self.ids) and self.ids[place] == worker
-        return Members(self.epoch + 1, self.ids[:place] + self.ids[place + known :])
+        ids = self.ids[:place] + self.ids[place + known :]
+        return Members(self.epoch + 1, ids, (*self.finished, worker) if finished else self.finished)
 
     def _rank_of(self) -> dict[int, int]:
         if self._ranks is None:
@@ -119,9 +125,9 @@ class Roster:
         self._open: dict[tuple[str, int], _Round] = {}
         self._decided: OrderedDict[tuple[str, int], Decision] = OrderedDict()
 
-    def remove(self, worker: int) -> None:
-        """The worker is dead or has left; does nothing if it is no member. Completes attempts that waited for it."""
-        members = self.members.without(worker)
+    def remove(self, worker: int, finished: bool = False) -> None:
+        """The worker is dead or has finished; nothing, if it is no member. Completes attempts that waited for it."""
+        members = self.members.without(worker, finished)
         if len(members) == len(self.members):
             return
         self.members = members

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -83,8 +84,10 @@ class Ring(Topology):
     name = "ring"
 
     def links(self, peer: Peer, round_: int) -> Links:
-        ids, place = peer.members.ids, peer.members.rank(peer.id)
-        return both_ways(tuple(sorted({ids[place - 1], ids[(place + 1) % len(ids)]} - {peer.id})))
+        ids = _in_order(peer)
+        place = ids.index(peer.id)
+        around = {ids[place - 1], ids[(place + 1) % len(ids)]} - {peer.id}
+        return both_ways(_here(peer, around))
 
 
 class Exponential(Topology):
@@ -99,13 +102,27 @@ class Exponential(Topology):
     """Use one offset a round, in turn."""
 
     def links(self, peer: Peer, round_: int) -> Links:
-        ids, place = peer.members.ids, peer.members.rank(peer.id)
+        ids = _in_order(peer)
+        place = ids.index(peer.id)
         offsets = [1 << power for power in range((len(ids) - 1).bit_length()) if 1 << power < len(ids)]
         if self.one_peer and offsets:
             offsets = [offsets[(round_ - 1) % len(offsets)]]
-        to = sorted({ids[(place + offset) % len(ids)] for offset in offsets})
-        source = sorted({ids[(place - offset) % len(ids)] for offset in offsets})
-        return Links(tuple(to), tuple(source))
+        to = {ids[(place + offset) % len(ids)] for offset in offsets}
+        source = {ids[(place - offset) % len(ids)] for offset in offsets}
+        return Links(_here(peer, to), _here(peer, source))
+
+
+def _in_order(peer: Peer) -> list[int]:
+    """Return the workers among which a fixed graph is drawn: the dead leave a gap that closes, the finished do not.
+
+    A worker that is done leaves while slower ones have rounds to go; when they hear of it must not change their links.
+    """
+    return sorted({*peer.members, *peer.members.finished})
+
+
+def _here(peer: Peer, workers: Collection[int]) -> tuple[int, ...]:
+    """Return those of the workers that are in the run, in ascending order."""
+    return tuple(sorted(worker for worker in workers if worker in peer.members))
 
 
 def require_two(workers: int, rule: str) -> None:

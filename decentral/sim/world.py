@@ -92,7 +92,7 @@ class SimWorld:
     def _leave(self, peer: Peer, reason: str) -> None:
         self.record(peer.left(reason))
         del self._peers[peer.id]
-        self._roster.remove(peer.id)
+        self._roster.remove(peer.id, finished=reason == "finished")
 
     def _crash(self, worker: int) -> None:
         peer = self._peers.pop(worker, None)

@@ -126,7 +126,8 @@ class Coordinator:
     def leave(self, worker: int, first: int, records: Sequence[Fields]) -> None:
         """A worker's last report. It is no member any more."""
         self.report(worker, first, records)
-        self.remove(worker)
+        self._heard.pop(worker, None)
+        self._roster.remove(worker, finished=True)
 
     def remove(self, worker: int) -> None:
         """The worker is dead: whoever waits for it is told."""
@@ -273,12 +274,12 @@ def _read(cls: type[Any], fields: Fields) -> Any:
 
 
 def _plain(members: Members) -> list[Any]:
-    return [members.epoch, list(members.ids)]
+    return [members.epoch, list(members.ids), list(members.finished)]
 
 
 def _members(fields: Mapping[str, Any]) -> Members:
-    epoch, ids = fields["members"]
-    return Members(epoch, tuple(ids))
+    epoch, ids, finished = fields["members"]
+    return Members(epoch, tuple(ids), tuple(finished))
 
 
 class CoordinatorClient:

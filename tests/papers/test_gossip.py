@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from cluster import STILL, all_equal, apart, cluster, quadratic, replicas, rounds, short, spread, watched
+from cluster import STILL, all_equal, apart, cluster, crash, quadratic, replicas, rounds, short, spread, watched
 from torch import Tensor
 
 from decentral.protocols import (
@@ -93,6 +93,26 @@ def test_every_exchange_is_committed_by_both() -> None:
         assert {record.outcome for record in records} == {"committed"}
         assert all(record.worker in record.members and len(record.members) == 2 for record in records)
         assert len({record.members for record in records}) == 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("topology", [RandomGroups(), RandomGroups(size=3)], ids=short)
+def test_workers_out_of_step_agree_on_their_groups(topology: Topology, seed: int) -> None:
+    """Some end while others are rounds behind: nobody waits for a partner that has been dealt to somebody else."""
+    options = {"jitter": 0.5, "speeds": [1, 0.9, 0.8, 0.7, 1, 0.9, 0.8], "seed": seed}
+    outcome = simulate(cluster(Gossip(period=2, topology=topology), steps=24, **options))
+    assert {record.outcome for records in rounds(outcome, "pair").values() for record in records} == {"committed"}
+    assert outcome.seconds < 60.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_death_costs_its_partners_an_exchange_and_nobody_else(seed: int) -> None:
+    options = {"jitter": 0.5, "events": [crash(0.7, 3)], "detection_s": 0.5, "seed": seed}
+    outcome = simulate(cluster(Gossip(period=2), 8, 40, **options))
+    said = [record for records in rounds(outcome, "pair").values() for record in records]
+    assert {record.outcome for record in said if 3 not in record.members} == {"committed"}
+    assert {record.outcome for record in said if 3 in record.members} == {"committed", "skipped"}
+    assert outcome.seconds < 60.0
 
 
 def test_with_gradients_the_mean_replica_descends_like_the_mean_of_workers() -> None:

@@ -12,10 +12,13 @@ import torch
 from cluster import short
 from torch import Tensor
 
+from decentral.config import validated
 from decentral.errors import ConfigError
+from decentral.journal import Synced
 from decentral.members import Members
-from decentral.protocols import All, Exponential, RandomGroups, Ring, Topology
+from decentral.protocols import All, Exponential, Gossip, RandomGroups, Ring, Topology
 from decentral.protocols.topology import Links, require_two
+from decentral.sim.simulate import simulate
 
 EVERY = [All(), RandomGroups(), RandomGroups(size=3), RandomGroups(size=5), Ring(), Exponential()]
 EVERY += [Exponential(one_peer=True)]
@@ -167,3 +170,17 @@ def test_there_must_be_somebody_to_talk_to() -> None:
     with pytest.raises(ConfigError, match=r"rule 'gossip' needs at least 2 workers, the fleet has 1"):
         require_two(1, "gossip")
     require_two(2, "gossip")
+
+
+@pytest.mark.parametrize("topology", [Ring(), Exponential(), RandomGroups()], ids=short)
+def test_slow_workers_keep_their_links_when_quick_ones_have_finished(topology: Topology) -> None:
+    """Among very unequal workers some finish rounds before others; nobody may wait in vain for who has gone."""
+    fields = {
+        "steps": 12,
+        "task": {"name": "quadratic", "dimension": 3},
+        "rule": Gossip(period=1, topology=topology),
+        "inner": {"name": "sgd", "lr": 0.1},
+        "fleet": {"workers": [{"count": 3}, {"speed": 0.2}, {"count": 3, "speed": 0.5}], "jitter": 1.0},
+    }
+    outcome = simulate(validated(fields, "test"))
+    assert {record.outcome for record in outcome.records if isinstance(record, Synced)} == {"committed"}
