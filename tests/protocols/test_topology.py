@@ -172,7 +172,7 @@ def test_there_must_be_somebody_to_talk_to() -> None:
     require_two(2, "gossip")
 
 
-@pytest.mark.parametrize("topology", [Ring(), Exponential(), RandomGroups()], ids=short)
+@pytest.mark.parametrize("topology", [Ring(), Exponential(one_peer=True), RandomGroups()], ids=short)
 def test_slow_workers_keep_their_links_when_quick_ones_have_finished(topology: Topology) -> None:
     """Among very unequal workers some finish rounds before others; nobody may wait in vain for who has gone."""
     fields = {
@@ -180,7 +180,7 @@ def test_slow_workers_keep_their_links_when_quick_ones_have_finished(topology: T
         "task": {"name": "quadratic", "dimension": 3},
         "rule": Gossip(period=1, topology=topology),
         "inner": {"name": "sgd", "lr": 0.1},
-        "fleet": {"workers": [{"count": 3}, {"speed": 0.2}, {"count": 3, "speed": 0.5}], "jitter": 1.0},
+        "fleet": {"workers": [{"count": 3}, {"speed": 0.2}, {"count": 13, "speed": 0.5}], "jitter": 1.5},
     }
     outcome = simulate(validated(fields, "test"))
     assert {record.outcome for record in outcome.records if isinstance(record, Synced)} == {"committed"}
