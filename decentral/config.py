@@ -48,11 +48,11 @@ class Run(Section):
 
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights, the batches and every random choice."""
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=300, ge=1)
     """Local steps of every worker."""
     batch_size: int = Field(default=8, ge=1)
     """Samples in a local step."""
-    evaluate_every: int = Field(default=100, ge=0)
+    evaluate_every: int = Field(default=50, ge=0)
     """Local steps between evaluations of the first worker, at the next round's end; 0: before and after only."""
     patience_s: float = Field(default=60.0, gt=0)
     """Seconds a worker waits for another one's packet before it goes on without."""
@@ -61,7 +61,7 @@ class Run(Section):
     rule: RuleField = DiLoCo(period=Every(period=20), outer=Nesterov(lr=1.0, momentum=0.5), codec=Int8())
     """The sync rule: `name` (built in, or module:Class) and its hyper-parameters.
 
-    The default run is short: with the paper's outer momentum of 0.9 its twenty rounds would all be overshoot.
+    The default run is short: with the paper's outer momentum of 0.9 its fifteen rounds would be all overshoot.
     """
     inner: InnerField = AdamW(lr=3e-3, warmup_steps=20, schedule="cosine", clip_norm=1.0)
     """The inner optimiser: `name` and its hyper-parameters."""
@@ -129,7 +129,7 @@ def read_run(path: Path | None, overrides: Sequence[str] = (), task: str | None 
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
         if not table:
-            raise ConfigError(f"{path}: the run file is empty; give at least one field, such as steps = 400")
+            raise ConfigError(f"{path}: the run file is empty; give at least one field, such as steps = 300")
     if task is not None:
         table["task"] = {"name": task}
     for override in overrides:

@@ -212,7 +212,12 @@ class Peer:
         return await self._world.vote(self, ballot)
 
     def next_round(self, channel: str) -> int:
-        """Begin the next round of a channel and return its number, 1 at first. All members count alike."""
+        """Begin the next round of a channel and return its number, 1 at first. All members count alike.
+
+        Raises `PeerGone` when the others have declared this worker dead.
+        """
+        if self.id not in self.members:
+            raise PeerGone(f"worker {self.id} has been declared dead by the others")
         self._rounds[channel] = self._rounds.get(channel, 0) + 1
         return self._rounds[channel]
 
@@ -346,6 +351,7 @@ class Mailbox:
         self._arrived: dict[Tag, deque[tuple[int, Packet]]] = {}
         self._waiting: dict[Tag, list[_Wait]] = {}
         self._check_at = math.inf  # when `_expire` will look at the deadlines next
+        self._timer: asyncio.TimerHandle | None = None
         self._closed: dict[str, int] = {}
 
     def put(self, source: int, tag: Tag, packet: Packet) -> None:
@@ -379,8 +385,7 @@ class Mailbox:
         else:
             waits.append(wait)
         if wait.deadline < self._check_at:
-            self._check_at = wait.deadline
-            self._loop.call_at(wait.deadline, self._expire)
+            self._look_at(wait.deadline)
         return wait
 
     def forget(self, tag: Tag, wait: _Wait) -> None:
@@ -408,8 +413,7 @@ class Mailbox:
 
     def _expire(self) -> None:
         """End the waits whose deadline has come. One timer serves all: most waits end long before their deadline."""
-        now = self._loop.time()
-        self._check_at = math.inf
+        now, earliest = self._loop.time(), math.inf
         for tag, waits in self._waiting.items():
             for wait in waits:
                 if wait.future.done():
@@ -417,9 +421,15 @@ class Mailbox:
                 if wait.deadline <= now:
                     wait.future.set_exception(TimeoutError(f"nothing came for {tag} before the deadline"))
                 else:
-                    self._check_at = min(self._check_at, wait.deadline)
-        if self._check_at < math.inf:
-            self._loop.call_at(self._check_at, self._expire)
+                    earliest = min(earliest, wait.deadline)
+        self._look_at(earliest)
+
+    def _look_at(self, when: float) -> None:
+        """Have `_expire` look at the deadlines at this time, and at no other; at infinity never."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._check_at = when
+        self._timer = self._loop.call_at(when, self._expire) if when < math.inf else None
 
 
 class _Wait:

@@ -54,7 +54,7 @@ def decentral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """Run the command in an empty folder of its own; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "user_tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "cli_user_tasks", raising=False)
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["decentral", *arguments])
@@ -131,9 +131,9 @@ def test_compare_prints_a_table(decentral: Command) -> None:
     assert "virtual time" in out
 
 
-@pytest.mark.parametrize("task", ["user_tasks:Linear", "user_tasks:make_linear"])
+@pytest.mark.parametrize("task", ["cli_user_tasks:Linear", "cli_user_tasks:make_linear"])
 def test_a_users_own_task_is_found_in_the_current_folder(decentral: Command, tmp_path: Path, task: str) -> None:
-    (tmp_path / "user_tasks.py").write_text(USER_TASKS)
+    (tmp_path / "cli_user_tasks.py").write_text(USER_TASKS)
     status, out, _ = decentral("simulate", "--task", task, *QUICK[2:], "--json")
     assert status == 0
     summary = json.loads(out)
@@ -147,10 +147,10 @@ def test_a_users_own_task_is_found_in_the_current_folder(decentral: Command, tmp
         (("--set", "rule.period=0"), ["rule.period: must be at least 1 local step, not 0"]),
         (("--set", "fleet.down_bps=-5"), ["fleet.down_bps", "greater than 0 (got -5)"]),
         (("missing.toml",), ["missing.toml: cannot read the run file"]),
-        (("--task", "user_tasks:Missing"), ["user_tasks", "Missing"]),
-        (("--task", "user_tasks:Raises"), ["worker 0", "local step 3", "RuntimeError: disk on fire"]),
-        (("--task", "user_tasks:NotANumber"), ["worker 0", "local step 0", "nan", "inner.lr"]),
-        (("--task", "user_tasks:NoLoss"), ["task.evaluate()", "accuracy", "'loss'"]),
+        (("--task", "cli_user_tasks:Missing"), ["cli_user_tasks", "Missing"]),
+        (("--task", "cli_user_tasks:Raises"), ["worker 0", "local step 3", "RuntimeError: disk on fire"]),
+        (("--task", "cli_user_tasks:NotANumber"), ["worker 0", "local step 0", "nan", "inner.lr"]),
+        (("--task", "cli_user_tasks:NoLoss"), ["task.evaluate()", "accuracy", "'loss'"]),
         (("--task", "fashion_mnist", "--set", "task.folder=nowhere"), ["nowhere", "dataset-fashion-mnist"]),
         (("--task", "byte_gpt", "--set", "task.corpus=nowhere"), ["nowhere"]),
     ],
@@ -158,7 +158,7 @@ def test_a_users_own_task_is_found_in_the_current_folder(decentral: Command, tmp
 def test_bad_input_ends_with_one_message_and_status_2(
     decentral: Command, tmp_path: Path, arguments: tuple[str, ...], words: list[str]
 ) -> None:
-    (tmp_path / "user_tasks.py").write_text(USER_TASKS)
+    (tmp_path / "cli_user_tasks.py").write_text(USER_TASKS)
     quick = QUICK if "--task" not in arguments else QUICK[2:]
     status, out, err = decentral("simulate", *quick, *arguments)
     assert status == 2

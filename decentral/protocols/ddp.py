@@ -16,7 +16,7 @@ class DDP(SyncRule):
         g_i = grad f(theta; batch_i);   theta <- inner_optimiser(theta, mean_i g_i)
 
     A bucket's reduction starts as soon as its gradient is ready, as in PyTorch's DistributedDataParallel (Li et al.,
-    arXiv 2006.15704). If a round is skipped, each worker applies its own gradient and replicas are no longer equal.
+    arXiv 2006.15704). If a round is skipped, its step goes by without a gradient for everybody: replicas stay equal.
     """
 
     name = "ddp"
@@ -34,7 +34,9 @@ class DDP(SyncRule):
             async for index in peer.backward([bucket.spans for bucket in buckets]):
                 reduction.contribute(buckets[index].read(peer.grads), index)
             means = await reduction.settle()
-            if means is not None:
+            if means is None:
+                peer.grads.zero_()
+            else:
                 for bucket, mean in zip(buckets, means, strict=True):
                     bucket.write(peer.grads, mean)
             await peer.apply_update()
