@@ -90,16 +90,26 @@ def compare_command(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate several rules on the same work: a table, a picture, and with --json the figures."""
+    """Simulate several rules on the same work: a table, a picture, a run folder each, and with --json the figures."""
     run = read_run(run_file, settings or (), task)
     runs = entries_of(run, [name.strip() for name in rules.split(",") if name.strip()])
     folder = out or new_folder(run, Path("runs"), "compare")
     console = Console(stderr=as_json)
     task_made = run.make_task()
-    with console.status("") as status:
-        entries = compare(runs, lambda name, record: status.update(f"{name}: {record.time_s:.0f} virtual seconds"))
+    folders = {name: RunFolder(folder / name.replace(":", "."), each) for name, each in runs}
+    with ExitStack() as stack:
+        for each_folder in folders.values():
+            stack.callback(each_folder.close)
+        status = stack.enter_context(console.status(""))
+
+        def see(name: str, record: Record) -> None:
+            folders[name].write([record])
+            status.update(f"{name}: {record.time_s:.0f} virtual seconds")
+
+        entries = compare(runs, see)
+    for entry in entries:
+        folders[entry.name].finish(entry.outcome, task_made, summarize(entry.run, task_made, entry.outcome))
     rows = comparison(entries, task_made)
-    folder.mkdir(parents=True, exist_ok=True)
     plot_runs({entry.name: entry.outcome for entry in entries}, run, task_made, folder / "compare.png")
     text = json.dumps(rows, indent=2)
     (folder / "compare.json").write_text(text + "\n", encoding="utf-8")

@@ -120,6 +120,7 @@ def test_compare_runs_every_rule_on_the_same_work(decentral: Command, tmp_path: 
     assert len({row["before"]["loss"] for row in rows}) == 1
     sent = {row["rule"]: row["bytes_sent_per_worker"] for row in rows}
     assert sent["ddp"] > 2 * sent["local_sgd"]
+    assert all((tmp_path / "cmp" / rule / "journal.jsonl").exists() for rule in rules)
     assert (tmp_path / "cmp" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "cmp" / "compare.json").read_text()) == rows
 

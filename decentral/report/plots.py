@@ -21,7 +21,7 @@ def plot_runs(outcomes: Mapping[str, Outcome], run: Run, task: Task, path: Path)
     """Draw the held-out metric of runs against samples and against seconds, and their bytes, into a picture file."""
     figure, (by_samples, by_seconds, by_bytes) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for name, outcome in outcomes.items():
-        seen = outcome.evaluations()
+        seen = [record for record in outcome.evaluations() if record.step]  # the start would flatten all the rest
         values = [record.metrics[task.headline] for record in seen]
         samples = [record.step * run.batch_size * run.fleet.size for record in seen]
         (line,) = by_samples.plot(samples, values, marker=".", label=name)

@@ -29,7 +29,7 @@ from decentral.workers.worker import SLOT, Worker
 NAMESPACE = "decentral"
 """Ray namespace of the actors; a run's are called `decentral-<run>-coordinator` and `decentral-<run>-worker-<id>`."""
 
-POLL_S = 0.2
+POLL_S = 0.5
 REACH_S = 10.0
 """Seconds a cluster has to answer at its address."""
 ANSWER_S = 30.0

@@ -21,7 +21,7 @@ from decentral.workers.transport import Contact, Transport
 
 T = TypeVar("T")
 
-REPORT_S = 0.25
+REPORT_S = 0.5
 """Seconds between two reports to the coordinator."""
 SIGN_OF_LIFE_S = 2.0
 """A worker without news reports that often."""
