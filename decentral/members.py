@@ -40,10 +40,14 @@ class Members:
     __slots__ = ("_hash", "_ranks", "epoch", "finished", "ids")
 
     def __init__(self, epoch: int, ids: tuple[int, ...], finished: tuple[int, ...] = ()) -> None:
+        self._become(epoch, tuple(sorted(ids)), finished)
+        self._rank_of()
+
+    def _become(self, epoch: int, ids: tuple[int, ...], finished: tuple[int, ...]) -> None:
         self.epoch = epoch
-        self.ids = tuple(sorted(ids))
+        self.ids = ids
         self.finished = finished
-        self._hash: int | None = None  # this and the ranks on demand: of thousands of epochs few are ever asked
+        self._hash: int | None = None  # this and the ranks on demand: thousands of workers may leave one by one
         self._ranks: dict[int, int] | None = None
 
     def rank(self, worker: int) -> int:
@@ -53,17 +57,22 @@ class Members:
     def without(self, worker: int, finished: bool = False) -> Members:
         """Return the members of the next epoch, when `worker` has finished or died."""
         place = bisect_left(self.ids, worker)
-        known = place < len(self.ids) and self.ids[place] == worker
-        ids = self.ids[:place] + self.ids[place + known :]
-        return Members(self.epoch + 1, ids, (*self.finished, worker) if finished else self.finished)
+        stop = place + 1 if worker in self else place
+        members = Members.__new__(Members)
+        done = (*self.finished, worker) if finished else self.finished
+        members._become(self.epoch + 1, self.ids[:place] + self.ids[stop:], done)
+        return members
 
     def _rank_of(self) -> dict[int, int]:
         if self._ranks is None:
             self._ranks = {worker: rank for rank, worker in enumerate(self.ids)}
         return self._ranks
 
-    def __contains__(self, worker: object) -> bool:
-        return worker in (self._ranks or self._rank_of())
+    def __contains__(self, worker: int) -> bool:
+        if self._ranks is not None:
+            return worker in self._ranks
+        place = bisect_left(self.ids, worker)
+        return place < len(self.ids) and self.ids[place] == worker
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.ids)

@@ -294,7 +294,8 @@ class Peer:
         """The membership has changed: waits for those who are `gone` end with `PeerGone`."""
         if members.epoch > self.members.epoch:
             self.members = members
-            self._mail.fail(gone)
+            if self._mail.waiting:
+                self._mail.fail(gone)
 
     _backward_loss: float | None = None
 
@@ -349,7 +350,7 @@ class Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._arrived: dict[Tag, deque[tuple[int, Packet]]] = {}
-        self._waiting: dict[Tag, list[_Wait]] = {}
+        self.waiting: dict[Tag, list[_Wait]] = {}
         self._check_at = math.inf  # when `_expire` will look at the deadlines next
         self._timer: asyncio.TimerHandle | None = None
         self._closed: dict[str, int] = {}
@@ -357,7 +358,7 @@ class Mailbox:
     def put(self, source: int, tag: Tag, packet: Packet) -> None:
         if tag.round <= self._closed.get(tag.channel, -1):
             return
-        for wait in self._waiting.get(tag, ()):
+        for wait in self.waiting.get(tag, ()):
             if (wait.source is None or wait.source == source) and not wait.future.done():
                 self.forget(tag, wait)
                 wait.future.set_result((source, packet))
@@ -379,9 +380,9 @@ class Mailbox:
     def wait(self, source: int | None, tag: Tag, timeout_s: float, among: Members | None = None) -> _Wait:
         """Have the wait's future done when the packet comes; whoever does not await it to a good end must `forget`."""
         wait = _Wait(source, self._loop.create_future(), self._loop.time() + timeout_s, among)
-        waits = self._waiting.get(tag)
+        waits = self.waiting.get(tag)
         if waits is None:
-            self._waiting[tag] = [wait]
+            self.waiting[tag] = [wait]
         else:
             waits.append(wait)
         if wait.deadline < self._check_at:
@@ -390,15 +391,15 @@ class Mailbox:
 
     def forget(self, tag: Tag, wait: _Wait) -> None:
         """Nobody waits here any more; does nothing if that is known."""
-        waits = self._waiting.get(tag, [])
+        waits = self.waiting.get(tag, [])
         if wait in waits:
             waits.remove(wait)
             if not waits:
-                del self._waiting[tag]
+                del self.waiting[tag]
 
     def fail(self, gone: Collection[int]) -> None:
         """End every wait for one of these workers, or for what they take part in."""
-        for waits in self._waiting.values():
+        for waits in self.waiting.values():
             for wait in waits:
                 if wait.future.done():
                     continue
@@ -414,7 +415,7 @@ class Mailbox:
     def _expire(self) -> None:
         """End the waits whose deadline has come. One timer serves all: most waits end long before their deadline."""
         now, earliest = self._loop.time(), math.inf
-        for tag, waits in self._waiting.items():
+        for tag, waits in self.waiting.items():
             for wait in waits:
                 if wait.future.done():
                     continue
