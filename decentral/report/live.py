@@ -15,6 +15,9 @@ from decentral.config import Run
 from decentral.journal import Evaluated, Joined, Left, Record, Synced, Trained
 from decentral.report.summary import size_text
 
+SHOWN = 16
+"""Workers that the table has room for."""
+
 
 @dataclass(slots=True)
 class _Row:
@@ -31,6 +34,7 @@ class LiveView:
         self._run = run
         self._headline = headline
         self._rows = {worker: _Row() for worker in range(run.fleet.size)}
+        self._groups = run.fleet.each()
         self._held_out: dict[str, float] = {}
         self._began: float | None = None
         self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
@@ -65,7 +69,10 @@ class LiveView:
         table = Table(title=self._title())
         for column in ("worker", "speed", "step", "", "loss", "state", "sent", "left"):
             table.add_column(column, justify="left" if column == "state" else "right")
-        for (worker, row), group in zip(self._rows.items(), self._run.fleet.each(), strict=True):
+        shown = list(zip(self._rows.items(), self._groups, strict=True))[:SHOWN]
+        if len(self._rows) > SHOWN:
+            table.caption = f"and {len(self._rows) - SHOWN} more workers"
+        for (worker, row), group in shown:
             table.add_row(
                 str(worker),
                 f"{group.speed:g}",
