@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -54,6 +55,12 @@ def train(
 ) -> None:
     """Train for real, on Ray: a local one, or the cluster at --address."""
     run = read_run(run_file, settings or (), task)
+    wanted, cores = run.fleet.size * run.real.threads, os.cpu_count() or 1
+    if address is None and wanted > cores:
+        Console(stderr=True).print(
+            f"note: {run.fleet.size} workers x {run.real.threads} threads share {cores} cores; steps take longer than "
+            "on machines of their own"
+        )
 
     def launch(see: Callable[[Record], None]) -> Outcome:
         from decentral.workers.launch import train as train_on_ray  # Ray takes a second to import
