@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tomllib
 from safetensors.torch import load_file
 
 from decentral import cli
-from decentral.config import read_run
+from decentral.config import read_run, tomllib
 from decentral.journal import Left, read_journal
 
 Command = Callable[..., tuple[int, str, str]]

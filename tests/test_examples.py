@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from decentral import read_run, simulate
-from decentral.config import validated
+from decentral.config import tomllib, validated
 
 ROOT = Path(__file__).parent.parent
 
