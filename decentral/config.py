@@ -15,7 +15,7 @@ from decentral.errors import ConfigError
 from decentral.fleet import Fleet
 from decentral.inner import INNER, AdamW, Inner
 from decentral.part import Section
-from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, SyncRule
+from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
 from decentral.protocols.naming import class_named, part_named
 from decentral.protocols.schedule import Every
 from decentral.task import Task
@@ -26,7 +26,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-RuleField = Annotated[SyncRule, BeforeValidator(lambda value: part_named(value, RULES, SyncRule, "rule"))]
 InnerField = Annotated[Inner, BeforeValidator(lambda value: part_named(value, INNER, Inner, "inner optimiser"))]
 
 

@@ -21,7 +21,6 @@ class Phantom:
     """A `[size]` float32 vector without elements: elementwise operations and slices work, reading values is refused."""
 
     __slots__ = ("size",)
-    is_phantom = True
 
     def __init__(self, size: int) -> None:
         self.size = size

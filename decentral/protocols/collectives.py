@@ -198,24 +198,23 @@ async def exchange(
     packet = codec.encode(values)
     for to in links.to:
         peer.send(to, data, packet)
-    heard: dict[int, Tensor] | None = {}
+    heard: dict[int, Tensor] = {}
+    whole = True
     deadline = peer.now() + peer.patience_s
     try:
         for source in links.source:
-            assert heard is not None
             heard[source] = codec.decode((await peer.recv(source, data, deadline - peer.now()))[1], values)
     except (PeerGone, TimeoutError, FrameError):
-        heard = None
-    answer = signal("no" if heard is None else "ok")
+        whole = False
+    answer = signal("ok" if whole else "no")
     for source in links.source:
         peer.send(source, verdict, answer)
     deadline = peer.now() + peer.patience_s
     try:
         for to in links.to:
-            if heard is not None and signal_text((await peer.recv(to, verdict, deadline - peer.now()))[1]) != "ok":
-                heard = None
+            whole = whole and signal_text((await peer.recv(to, verdict, deadline - peer.now()))[1]) == "ok"
     except (PeerGone, TimeoutError, FrameError):
-        heard = None
+        whole = False
     together = sorted({peer.id, *links.to, *links.source})
-    peer.ended_round(channel, round_, "skipped" if heard is None else "committed", together)
-    return heard
+    peer.ended_round(channel, round_, "committed" if whole else "skipped", together)
+    return heard if whole else None

@@ -8,6 +8,7 @@ from decentral.protocols.collectives import AllReduce
 from decentral.protocols.fragments import Buckets, CutField, require_partition
 from decentral.protocols.rounds import Round
 from decentral.protocols.rule import SyncRule
+from decentral.state import Layout
 
 
 class DDP(SyncRule):
@@ -26,9 +27,11 @@ class DDP(SyncRule):
     """Pieces in which gradients are reduced while the rest of the backward pass still runs."""
     all_reduce: AllReduce = "butterfly"
 
+    def check_layout(self, layout: Layout) -> None:
+        require_partition(self.buckets.split(layout), layout)
+
     async def run(self, peer: Peer) -> None:
         buckets = self.buckets.split(peer.layout)
-        require_partition(buckets, peer.layout)
         while peer.steps_left:
             reduction = Round(peer, self.codec, self.all_reduce)
             async for index in peer.backward([bucket.spans for bucket in buckets]):

@@ -36,9 +36,6 @@ class Topology(Part):
     def links(self, peer: Peer, round_: int) -> Links:
         """Return the links of `peer` in round `round_` (counted from 1)."""
 
-    def check(self, workers: int) -> None:
-        """Refuse, with `ConfigError`, a number of workers this topology cannot serve."""
-
 
 class All(Topology):
     """Everybody with everybody."""
