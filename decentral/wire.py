@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgpack
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 MAX_HEADER_BYTES = 1024
 MAX_PACKET_BYTES = 1 << 36
 MAX_SIGNAL_BYTES = 1024
+MAX_WEIGHT = 1 << 53
 
 
 class Tag(NamedTuple):
@@ -29,16 +30,41 @@ class Tag(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Packet:
-    """An encoded vector of `numel` elements: `payload` is `[nbytes]` uint8 on the CPU, None in timing-only mode."""
+    """An encoded vector of `numel` elements: `payload` is `[nbytes]` uint8 on the CPU, None in timing-only mode.
+
+    `weight` is how much it counts in a weighted mean: the samples or tokens it stands for, as its sender says.
+    """
 
     codec: str
     numel: int
     nbytes: int
     payload: Tensor | None
+    weight: int = 1
+
+
+Refusal = Literal[
+    "header",  # no header that `pack_header` writes, or a number in it is out of range
+    "too_large",  # more bytes declared than any packet of the run has
+    "length",  # other sizes than declared, or than were agreed on
+    "codec",  # another codec than was agreed on, or bytes that it never writes
+    "scale",  # a scale that is negative or not finite
+    "index",  # an index out of range, or twice
+    "not_finite",  # decodes to NaN or infinity
+    "norm",  # a norm that is absurd beside those of the others
+    "stale",  # a round that is over: late, or replayed
+    "future",  # a round that nobody can have come to
+    "duplicate",  # a second packet of the same name from the same worker
+    "unclaimed",  # more bytes than we can keep for later
+]
+"""Why a frame was refused."""
 
 
 class FrameError(ValueError):
     """A frame from the network that is not what it says, or not what was agreed on. The peer's fault, never ours."""
+
+    def __init__(self, code: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Header(NamedTuple):
@@ -50,10 +76,11 @@ class Header(NamedTuple):
     codec: str
     numel: int
     nbytes: int
+    weight: int = 1
 
 
 def pack_header(header: Header) -> bytes:
-    """Return the header as msgpack: [source, incarnation, channel, round, part, codec, numel, nbytes]."""
+    """Return the header as msgpack: [source, incarnation, channel, round, part, codec, numel, nbytes, weight]."""
     packed: bytes = msgpack.packb((header.source, header.incarnation, *header.tag, *header[3:]))
     return packed
 
@@ -66,24 +93,26 @@ class HeaderSizes:
 
     def size(self, source: int, tag: Tag, packet: Packet) -> int:
         """Return `len(pack_header(...))` of a frame that carries `packet`, in a fifth of the time."""
-        return len(self._pack((source, 0, tag[0], tag[1], tag[2], packet.codec, packet.numel, packet.nbytes)))
+        return len(self._pack((source, 0, *tag, packet.codec, packet.numel, packet.nbytes, packet.weight)))
 
 
 def unpack_header(data: bytes) -> Header:
     """Read a header that came from the network; raises `FrameError` on anything but what `pack_header` makes."""
     if len(data) > MAX_HEADER_BYTES:
-        raise FrameError(f"header of {len(data)} bytes; at most {MAX_HEADER_BYTES} are allowed")
+        raise FrameError("header", f"header of {len(data)} bytes; at most {MAX_HEADER_BYTES} are allowed")
     try:
         fields = msgpack.unpackb(data, use_list=False, strict_map_key=True)
     except Exception as error:
-        raise FrameError(f"header is not msgpack: {error}") from error
-    kinds = (int, int, str, int, str, str, int, int)
+        raise FrameError("header", f"header is not msgpack: {error}") from error
+    kinds = (int, int, str, int, str, str, int, int, int)
     if not isinstance(fields, tuple) or [type(field) for field in fields] != list(kinds):
-        raise FrameError(f"header is not {len(kinds)} fields of the kinds that `pack_header` writes")
-    source, incarnation, channel, round_, part, codec, numel, nbytes = fields
-    if min(source, incarnation, round_, numel, nbytes) < 0 or nbytes > MAX_PACKET_BYTES:
-        raise FrameError(f"header has a number out of range: numel {numel}, nbytes {nbytes}, round {round_}")
-    return Header(source, incarnation, Tag(channel, round_, part), codec, numel, nbytes)
+        raise FrameError("header", f"header is not {len(kinds)} fields of the kinds that `pack_header` writes")
+    source, incarnation, channel, round_, part, codec, numel, nbytes, weight = fields
+    if min(source, incarnation, round_, numel, nbytes) < 0 or not 1 <= weight <= MAX_WEIGHT:
+        raise FrameError("header", f"header has a number out of range: {fields}")
+    if nbytes > MAX_PACKET_BYTES:
+        raise FrameError("too_large", f"header declares {nbytes} bytes; at most {MAX_PACKET_BYTES} are allowed")
+    return Header(source, incarnation, Tag(channel, round_, part), codec, numel, nbytes, weight)
 
 
 SIGNAL = "signal"
@@ -100,9 +129,9 @@ def signal(text: str) -> Packet:
 def signal_text(packet: Packet) -> str:
     """Return what `signal` was given; raises `FrameError` for any other packet."""
     if packet.codec != SIGNAL:
-        raise FrameError(f"expected a signal, got a packet of codec '{packet.codec}'")
+        raise FrameError("codec", f"expected a signal, got a packet of codec '{packet.codec}'")
     if packet.nbytes > MAX_SIGNAL_BYTES:
-        raise FrameError(f"a signal of {packet.nbytes} bytes; at most {MAX_SIGNAL_BYTES} are allowed")
+        raise FrameError("too_large", f"a signal of {packet.nbytes} bytes; at most {MAX_SIGNAL_BYTES} are allowed")
     return _text(packet)
 
 

@@ -168,17 +168,19 @@ class Transport:
     async def _take(self, messages: AsyncIterator[bytes]) -> None:
         data = await self._next(messages)
         if data is None:
-            raise FrameError("the stream ended before a header came")
+            raise FrameError("header", "the stream ended before a header came")
         header = unpack_header(data)
         if header.nbytes > self._max_packet_bytes:
-            raise FrameError(f"a packet of {header.nbytes} bytes; this run has none above {self._max_packet_bytes}")
+            raise FrameError(
+                "too_large", f"a packet of {header.nbytes} bytes; this run has none above {self._max_packet_bytes}"
+            )
         await self._soon(self._admitted.wait())  # a quicker member may write before we know who is in the run
         self._check_source(header)
         self._receiver.begin()
         try:
             payload = await self._fill(header.nbytes, messages)
             self._check_source(header)  # it may have been replaced while it wrote
-            packet = Packet(header.codec, header.numel, header.nbytes, payload)
+            packet = Packet(header.codec, header.numel, header.nbytes, payload, header.weight)
             self._receiver.deliver(header, packet, len(data) + header.nbytes)
         finally:
             self._receiver.end()
@@ -189,11 +191,11 @@ class Transport:
         place = 0
         while (chunk := await self._next(messages)) is not None:
             if place + len(chunk) > nbytes:
-                raise FrameError(f"the payload is longer than the {nbytes} bytes its header declares")
+                raise FrameError("length", f"the payload is longer than the {nbytes} bytes its header declares")
             view[place : place + len(chunk)] = chunk
             place += len(chunk)
         if place < nbytes:
-            raise FrameError(f"the payload ended after {place} of the {nbytes} bytes its header declares")
+            raise FrameError("length", f"the payload ended after {place} of the {nbytes} bytes its header declares")
         return payload
 
     async def _next(self, messages: AsyncIterator[bytes]) -> bytes | None:

@@ -128,7 +128,9 @@ class RealWorld:
 
     def send(self, peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
         """Start streaming the packet to the worker it is for."""
-        header = pack_header(Header(peer.id, self._incarnation, tag, packet.codec, packet.numel, packet.nbytes))
+        header = pack_header(
+            Header(peer.id, self._incarnation, tag, packet.codec, packet.numel, packet.nbytes, packet.weight)
+        )
         arrived = self._transport.send(to, header, packet)
         if to in peer.members:
             peer.meter.sent(len(header) + packet.nbytes)

@@ -21,6 +21,10 @@ class Int8(Codec):
     block: int = Field(default=256, ge=1)
     """Elements that share a scale."""
 
+    @property
+    def grain(self) -> int:
+        return self.block
+
     def wire_bytes(self, numel: int) -> int:
         return 4 * self._blocks(numel) + numel
 

@@ -1,22 +1,50 @@
-"""`Codec`: how a vector travels."""
+"""`Codec`: how a tensor travels."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from decentral.part import Part
+from decentral.protocols.naming import part_named
 from decentral.wire import FrameError, Packet
+
+if TYPE_CHECKING:
+    from decentral.protocols.codecs.coder import Coder, SlotMaker
+
+Loss = Literal["none", "rounding", "contractive", "unbiased"]
+"""What a codec does to a vector x, C(x) being what arrives.
+
+"none": C(x) = x. "rounding": every element arrives, a little off. "contractive": ||C(x) - x||^2 <= (1 - a) ||x||^2 for
+some 0 < a < 1; much is missing, and error feedback can make up for it. "unbiased": E C(x) = x, with a large variance.
+"""
 
 
 class Codec(Part):
-    """Turns a `[n]` float32 vector into a packet of bytes and back.
+    """Turns a float tensor of any shape into a packet of bytes and back, by way of a flat `[n]` float32 vector.
 
-    Encoding copies: the packet never shares storage with the vector. `decode(encode(x))` is the same bits everywhere,
-    so replicas that decode the same packet stay equal. A subclass says `wire_bytes`, `pack` and `unpack`.
+    Encoding copies: the packet never shares storage with the tensor. `decode(encode(x))` is the same bits everywhere,
+    so replicas that decode the same packet stay equal. A subclass says `wire_bytes`, `pack` and `unpack`, and what it
+    can do: impossible combinations are refused when a run file is read.
     """
+
+    loss: ClassVar[Loss] = "rounding"
+    linear: ClassVar[bool] = False
+    """Whether encodings of several workers can be summed before they are decoded."""
+    phases: ClassVar[int] = 1
+    """Exchanges that one mean over the workers takes."""
+    same_participants: ClassVar[bool] = False
+    """Whether what it remembers holds for one set of workers only."""
+
+    @property
+    def grain(self) -> int:
+        """Elements that are coded together: a cut at a multiple of it changes no element. 0: the vector is not cut."""
+        return 1
 
     @abstractmethod
     def wire_bytes(self, numel: int) -> int:
@@ -24,43 +52,93 @@ class Codec(Part):
 
     @abstractmethod
     def pack(self, values: Tensor, payload: Tensor) -> None:
-        """Write the encoded `values` `[n]` float32 into `payload` `[wire_bytes(n)]` uint8, on the same device."""
+        """Write the encoded `values` `[n]` float32, contiguous, into `payload` `[wire_bytes(n)]` uint8, same device."""
 
     @abstractmethod
     def unpack(self, payload: Tensor, values: Tensor) -> None:
-        """Write what `payload` stands for into `values` `[n]` float32."""
+        """Write what `payload` stands for into `values` `[n]` float32, contiguous.
+
+        The payload has the right length and is otherwise not to be trusted: raises `FrameError` for what `pack` never
+        writes and would lead astray (a negative scale, an index out of range or twice).
+        """
+
+    def fit(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
+        """Return the codec for vectors that are tensors of these shapes, flattened one after the other.
+
+        Only codecs that look at rows and columns care.
+        """
+        return self
+
+    def coder(self, slot: SlotMaker) -> Coder | None:
+        """Return what makes means with this codec and remembers what must be remembered; None: nothing special."""
+        return None
 
     def encode(self, values: Tensor) -> Packet:
-        """Return the packet for `values` `[n]` float32."""
+        """Return the packet for `values`, a tensor of any shape and float dtype."""
         numel = values.numel()
         nbytes = self.wire_bytes(numel)
         if not isinstance(values, Tensor):  # a phantom: sizes alone
             return Packet(self.spelling(), numel, nbytes, None)
         payload = torch.empty(nbytes, dtype=torch.uint8, device=values.device)
-        self.pack(values.detach(), payload)
+        self.pack(values.detach().to(torch.float32).reshape(-1), payload)
         return Packet(self.spelling(), numel, nbytes, payload.cpu())
 
     def decode(self, packet: Packet, like: Tensor) -> Tensor:
-        """Return the `[n]` float32 vector of the packet, on the device of `like` `[n]`.
+        """Return what the packet stands for as float32, in the shape and on the device of `like`.
 
         Raises `FrameError` if the packet is of another codec or length than `like` calls for, or is not finite.
         """
         numel = like.numel()
-        if (packet.codec, packet.numel, packet.nbytes) != (self.spelling(), numel, self.wire_bytes(numel)):
+        if packet.codec != self.spelling():
+            raise FrameError("codec", f"expected a packet of codec '{self.spelling()}', got one of '{packet.codec}'")
+        if (packet.numel, packet.nbytes) != (numel, self.wire_bytes(numel)):
             raise FrameError(
+                "length",
                 f"expected {numel} elements in {self.wire_bytes(numel)} bytes of codec '{self.spelling()}', "
-                f"got {packet.numel} in {packet.nbytes} of '{packet.codec}'"
+                f"got {packet.numel} in {packet.nbytes}",
             )
         if not isinstance(like, Tensor):  # a phantom: there is nothing to decode into
             return like
         if packet.payload is None or packet.payload.numel() != packet.nbytes:
-            raise FrameError(f"a packet of codec '{packet.codec}' says {packet.nbytes} bytes and brings another number")
+            raise FrameError(
+                "length", f"a packet of codec '{packet.codec}' says {packet.nbytes} bytes and brings another number"
+            )
         values = torch.empty(numel, dtype=torch.float32, device=like.device)
-        self.unpack(packet.payload.to(like.device), values)
-        if not bool(torch.isfinite(values).all()):
-            raise FrameError(f"a packet of codec '{self.spelling()}' decodes to NaN or infinity")
-        return values
+        if numel:
+            self.unpack(packet.payload.to(like.device), values)
+            low, high = torch.aminmax(values)  # one pass without temporaries; NaN is contagious
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise FrameError("not_finite", f"a packet of codec '{self.spelling()}' decodes to NaN or infinity")
+        return values.view(like.shape)
 
     def round_trip(self, values: Tensor) -> Tensor:
         """Return exactly what a receiver of `encode(values)` will decode."""
         return self.decode(self.encode(values), values)
+
+
+CODECS: dict[str, type[Codec]] = {}
+"""The built-in codecs by name; the package fills it."""
+CodecField = Annotated[Codec, BeforeValidator(lambda value: part_named(value, CODECS, Codec, "codec"))]
+
+
+class Wrapper(Codec):
+    """A codec around another one, which does the packing."""
+
+    codec: CodecField
+    """The codec inside."""
+
+    @property
+    def grain(self) -> int:
+        return self.codec.grain
+
+    def wire_bytes(self, numel: int) -> int:
+        return self.codec.wire_bytes(numel)
+
+    def pack(self, values: Tensor, payload: Tensor) -> None:
+        self.codec.pack(values, payload)
+
+    def unpack(self, payload: Tensor, values: Tensor) -> None:
+        self.codec.unpack(payload, values)
+
+    def fit(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
+        return self.model_copy(update={"codec": self.codec.fit(shapes)})

@@ -12,6 +12,7 @@ class Float32(Codec):
     """The elements as they are: 4 bytes each, exact."""
 
     name = "float32"
+    loss = "none"
 
     def wire_bytes(self, numel: int) -> int:
         return 4 * numel
