@@ -140,5 +140,11 @@ class Wrapper(Codec):
     def unpack(self, payload: Tensor, values: Tensor) -> None:
         self.codec.unpack(payload, values)
 
+    def encode(self, values: Tensor) -> Packet:
+        return self.codec.encode(values)
+
+    def decode(self, packet: Packet, like: Tensor) -> Tensor:
+        return self.codec.decode(packet, like)
+
     def fit(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
         return self.model_copy(update={"codec": self.codec.fit(shapes)})
