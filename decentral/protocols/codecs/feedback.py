@@ -17,8 +17,8 @@ class ErrorFeedback(Wrapper):
         a <- beta e + x;   send C(a);   e <- a - C(a)
 
     Seide et al., "1-bit SGD", Interspeech 2014; Karimireddy et al., arXiv 1901.09847. The residual e is float32, one
-    for each worker and fragment. If a round is aborted e <- a: with beta = 1 what was sent and what is remembered add up
-    to what was handed in, always.
+    for each worker and fragment. If a round is aborted e <- a: with beta = 1 what was sent and what is remembered add
+    up to what was handed in, always.
     """
 
     name = "error_feedback"
