@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -19,6 +19,51 @@ def mean(contributions: Sequence[Tensor]) -> Tensor:
     for contribution in contributions[1:]:
         total = total.add_(contribution)
     return total.div_(len(contributions))
+
+
+def weighted_mean(contributions: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """Return sum_i w_i x_i / sum_i w_i, summed in the order given; the same bits as `mean` if all weights are equal."""
+    if len(set(weights)) == 1:
+        return mean(contributions)
+    total = contributions[0] * float(weights[0])
+    for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
+        total = total.add_(contribution, alpha=float(weight))
+    return total.div_(float(sum(weights)))
+
+
+class Merge(Part):
+    """Makes one vector of what the workers of a round contributed."""
+
+    robust: ClassVar[bool] = True
+    """Trusts nobody's arithmetic and nobody's weight: every member hears everybody and merges by itself."""
+    whole: ClassVar[bool] = False
+    """Judges whole updates, so a model must not be merged in pieces."""
+    centered: ClassVar[bool] = False
+    """Starts from what it merged in the round before."""
+
+    def check(self, workers: int) -> None:
+        """Raise `ConfigError` if so many workers are too few for it."""
+
+    @abstractmethod
+    def merge(self, contributions: Sequence[Tensor], center: Tensor | None) -> Tensor:
+        """Return a new `[n]` vector from one `[n]` float32 vector a worker, in ascending order of workers.
+
+        `center` `[n]` is what the last round came to, zeros at first; None unless the class is `centered`.
+        """
+
+
+class Mean(Merge):
+    """The mean, weighted if the contributions bring weights. One liar moves it as far as it likes."""
+
+    name = "mean"
+    robust = False
+
+    def merge(self, contributions: Sequence[Tensor], center: Tensor | None) -> Tensor:
+        return mean(contributions)
+
+
+MERGES: dict[str, type[Merge]] = {Mean.name: Mean}
+MergeField = Annotated[Merge, BeforeValidator(lambda value: part_named(value, MERGES, Merge, "merge"))]
 
 
 class Outer(Part):
