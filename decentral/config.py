@@ -38,6 +38,8 @@ class Real(Section):
     """GPUs of a worker (a fraction shares one); unset: one each if the cluster has enough, otherwise none."""
     port: int = Field(default=0, ge=0, le=65535)
     """TCP port of the coordinator; 0 takes a free one."""
+    certificates: Path | None = None
+    """Folder of every machine with `ca.pem`, `worker.pem` and `worker.key` (see `decentral certs`); unset: no TLS."""
     start_timeout_s: float = Field(default=120.0, gt=0)
     """Seconds until all workers must have joined, or the run ends."""
 
@@ -55,6 +57,8 @@ class Run(Section):
     """Local steps between evaluations of the first worker, at the next round's end; 0: before and after only."""
     patience_s: float = Field(default=60.0, gt=0)
     """Seconds a worker waits for another one's packet before it goes on without."""
+    norm_limit: float = Field(default=100.0, ge=0)
+    """A contribution whose norm is more than so many times the running median is refused for the round; 0: none is."""
     task: dict[str, Any] = Field(default_factory=lambda: {"name": "byte_gpt"})
     """What is trained: `name` (built in, or module:function) and the task's own fields."""
     rule: RuleField = DiLoCo(period=Every(period=20), outer=Nesterov(lr=1.0, momentum=0.5), codec=Int8())

@@ -68,6 +68,16 @@ class Synced(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Refused(Record):
+    """The worker has refused `count` frames or contributions of `source` since the last such record, for `code`."""
+
+    kind: ClassVar[str] = "refused"
+    source: int
+    code: str
+    count: int
+
+
+@dataclass(slots=True, kw_only=True)
 class Evaluated(Record):
     """Held-out metrics of the worker's parameters after `step` local steps."""
 
@@ -105,7 +115,7 @@ def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
     return f'{{"kind":"{cls.kind}"{gaps}}}', attrgetter(*names)
 
 
-KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Joined, Trained, Synced, Evaluated, Left)}
+KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Joined, Trained, Synced, Refused, Evaluated, Left)}
 _FORMS = {kind: _form(cls) for kind, cls in KINDS.items()}
 
 

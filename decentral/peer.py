@@ -10,21 +10,29 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from decentral.errors import PeerGone
-from decentral.journal import Evaluated, Joined, Left, Record, Synced, Trained
+from decentral.journal import Evaluated, Joined, Left, Record, Refused, Synced, Trained
 from decentral.members import Ballot, Decision, Members
 from decentral.meter import Meter
 from decentral.replica import Replica, Spans, seed_of
 from decentral.state import Layout
-from decentral.wire import Packet, Tag
+from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag
 
 T = TypeVar("T")
+
+ROUNDS_A_STEP = 16
+MORE_ROUNDS = 1024
+"""No rule has more rounds than these together: whoever names one far beyond is lying."""
+UNCLAIMED_MODELS = 8
+"""Models in float32 that one worker may send ahead before we ask for them."""
+UNCLAIMED_BYTES = 1 << 20
+"""Room for small packets besides."""
 
 
 class World(Protocol):
@@ -51,7 +59,7 @@ class Peer:
 
     Attributes that a rule reads: `id`, `members` (newest known), `cohort` (the members it began with), `seed`, `params`
     and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `patience_s` (default
-    deadline of a receive).
+    deadline of a receive), `norm_limit` (a contribution of more than so many times the usual norm is refused; 0: none).
     """
 
     def __init__(
@@ -65,12 +73,14 @@ class Peer:
         steps: int,
         evaluate_every: int = 0,
         patience_s: float = 60.0,
+        norm_limit: float = 0.0,
     ) -> None:
         self._world = world
         self._replica = replica
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
-        self._mail = Mailbox(self._loop)
+        self._mail = Mailbox(self._loop, UNCLAIMED_MODELS * 4 * replica.layout.size + UNCLAIMED_BYTES)
+        self._refused: Counter[tuple[int, Refusal]] = Counter()
         self._rounds: dict[str, int] = {}
         self._slots: dict[str, Tensor] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -84,6 +94,7 @@ class Peer:
         self.cohort = members
         self.step = 0
         self.patience_s = patience_s
+        self.norm_limit = norm_limit
         self.meter = Meter(self._loop.time)
 
     # -- the replica ---------------------------------------------------------------------------------------------
@@ -113,7 +124,7 @@ class Peer:
         return self._slots
 
     def slot(self, name: str, like: Tensor | None = None) -> Tensor:
-        """Return the rule's own `[P]` buffer of that name: a copy of `like` (zeros if None) when asked for first."""
+        """Return the rule's own buffer of that name: a copy of `like` (`[P]` zeros if None) when asked for first."""
         if name not in self._slots:
             self._slots[name] = self._replica.new_slot(like)
         return self._slots[name]
@@ -241,9 +252,14 @@ class Peer:
     def record(self, record: Record) -> None:
         self._world.record(record)
 
+    def refuse(self, source: int, error: FrameError) -> None:
+        """Count what `source` sent and we do not take; the journal is told at the end of a round."""
+        self._refused[source, error.code] += 1
+
     def ended_round(self, channel: str, round_: int, outcome: str, members: Sequence[int]) -> None:
-        """Journal what a round came to and drop its mail."""
+        """Journal what a round came to, and what was refused since the last one, and drop its mail."""
         self.close(channel, round_)
+        self._record_refused()
         self.record(
             Synced(
                 time_s=self.now(),
@@ -267,6 +283,7 @@ class Peer:
                 task.result()  # what is done and still here has failed
             await self._evaluate_if_due(last=True)
         finally:
+            self._record_refused()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -287,8 +304,14 @@ class Peer:
 
     def arrived(self, source: int, tag: Tag, packet: Packet) -> None:
         """A packet has come in. Packets of workers that are no members are dropped."""
-        if source in self.members:
+        if source not in self.members:
+            return
+        try:
+            if tag.round > ROUNDS_A_STEP * self._budget + MORE_ROUNDS:
+                raise FrameError("future", f"{tag}: no round of this run can have such a number")
             self._mail.put(source, tag, packet)
+        except FrameError as error:
+            self.refuse(source, error)
 
     def changed(self, members: Members, gone: Collection[int]) -> None:
         """The membership has changed: waits for those who are `gone` end with `PeerGone`."""
@@ -302,6 +325,11 @@ class Peer:
     def backward_done(self, loss: float | None) -> None:
         """The world has finished a gradient whose loss this is."""
         self._backward_loss = loss
+
+    def _record_refused(self) -> None:
+        for (source, code), count in sorted(self._refused.items()):
+            self.record(Refused(time_s=self.now(), worker=self.id, source=source, code=code, count=count))
+        self._refused.clear()
 
     def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled() or task.exception() is None:
@@ -345,37 +373,57 @@ class Peer:
 
 
 class Mailbox:
-    """Packets that came before somebody asked, and askers whose packet has not come."""
+    """Packets that came before somebody asked, and askers whose packet has not come.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Nobody can fill our memory: of one worker it holds `limit` bytes of payload at most.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: float = math.inf) -> None:
         self._loop = loop
-        self._arrived: dict[Tag, deque[tuple[int, Packet]]] = {}
+        self._limit = limit
+        self._arrived: dict[Tag, dict[int, Packet]] = {}
+        self._held: Counter[int] = Counter()  # bytes by source
         self.waiting: dict[Tag, list[_Wait]] = {}
         self._check_at = math.inf  # when `_expire` will look at the deadlines next
         self._timer: asyncio.TimerHandle | None = None
         self._closed: dict[str, int] = {}
 
     def put(self, source: int, tag: Tag, packet: Packet) -> None:
+        """Hand the packet to who waits for it, or keep it. Raises `FrameError` if it can be of no use."""
         if tag.round <= self._closed.get(tag.channel, -1):
-            return
+            if packet.codec == SIGNAL:
+                return  # a verdict that nobody waited for
+            raise FrameError("stale", f"{tag} is over")
         for wait in self.waiting.get(tag, ()):
             if (wait.source is None or wait.source == source) and not wait.future.done():
                 self.forget(tag, wait)
                 wait.future.set_result((source, packet))
                 return
-        self._arrived.setdefault(tag, deque()).append((source, packet))
+        arrived = self._arrived.get(tag)
+        if arrived is not None and source in arrived:
+            raise FrameError("duplicate", f"{tag} came before")
+        if self._held[source] + packet.nbytes > self._limit:
+            raise FrameError("unclaimed", f"more than {self._limit} bytes that nobody has asked for")
+        self._held[source] += packet.nbytes
+        if arrived is None:
+            self._arrived[tag] = {source: packet}
+        else:
+            arrived[source] = packet
 
     def take(self, source: int | None, tag: Tag) -> tuple[int, Packet] | None:
+        """Return (source, packet) if it is here; `source=None` takes who came first."""
         arrived = self._arrived.get(tag)
         if arrived is None:
             return None
-        for item in arrived:
-            if source is None or source == item[0]:
-                arrived.remove(item)
-                if not arrived:
-                    del self._arrived[tag]
-                return item
-        return None
+        if source is None:
+            source = next(iter(arrived))
+        packet = arrived.pop(source, None)
+        if packet is None:
+            return None
+        self._held[source] -= packet.nbytes
+        if not arrived:
+            del self._arrived[tag]
+        return source, packet
 
     def wait(self, source: int | None, tag: Tag, timeout_s: float, among: Members | None = None) -> _Wait:
         """Have the wait's future done when the packet comes; whoever does not await it to a good end must `forget`."""
@@ -410,7 +458,8 @@ class Mailbox:
         self._closed[channel] = max(round_, self._closed.get(channel, -1))
         if self._arrived:
             for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
-                del self._arrived[tag]
+                for source, packet in self._arrived.pop(tag).items():
+                    self._held[source] -= packet.nbytes
 
     def _expire(self) -> None:
         """End the waits whose deadline has come. One timer serves all: most waits end long before their deadline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,17 @@ class Layout:
     @property
     def size(self) -> int:
         return self.entries[-1].stop
+
+    def shapes(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+        """Return the shapes of the parameters that lie in the spans, in order; one that is cut counts as a vector."""
+        shapes: list[tuple[int, ...]] = []
+        for start, stop in spans:
+            for entry in self.entries:
+                if entry.start >= start and entry.stop <= stop:
+                    shapes.append(entry.shape)
+                elif entry.start < stop and start < entry.stop:
+                    shapes.append((min(stop, entry.stop) - max(start, entry.start),))
+        return shapes
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the (start, stop) of each layer, in order; what belongs to no layer stands by itself between them.

@@ -16,6 +16,7 @@ from decentral.journal import (
     JournalWriter,
     Left,
     Record,
+    Refused,
     Synced,
     Trained,
     read_journal,
@@ -30,6 +31,7 @@ RECORDS: list[Record] = [
     Trained(time_s=2, worker=0, step=5, steps=5, samples=40, seconds=1e300, loss=None),
     Synced(time_s=2.5, worker=1, channel='a "b"\\\n7 äö', round=3, outcome="degraded", members=(0, 1), sent_bytes=9),
     Synced(time_s=2.5, worker=1, channel="sync", round=3, outcome="skipped", members=(), sent_bytes=2**60),
+    Refused(time_s=2.5, worker=1, source=3, code="not_finite", count=2),
     Evaluated(time_s=3.0, worker=0, step=5, metrics={"loss": 1.5, 'odd "name"': -2.0}),
     Left(
         time_s=4.0,

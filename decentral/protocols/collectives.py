@@ -7,6 +7,7 @@ sends 2 (n - 1) / n of an encoded vector in the butterfly and the ring; in the t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -14,22 +15,43 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from decentral.errors import PeerGone
+from decentral.errors import ConfigError, PeerGone
 from decentral.members import Members
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec
+from decentral.protocols.codecs import Codec, Wrapper
 from decentral.protocols.merge import mean
 from decentral.protocols.topology import Links
 from decentral.wire import FrameError, Packet, Tag, signal, signal_text
 
 
+class Contribution(NamedTuple):
+    """What one worker brought to a mean, and how much it says that this counts."""
+
+    worker: int
+    values: Tensor
+    weight: int
+
+
+Fold = Callable[[list[Contribution]], Tensor]
+"""Makes one vector of the contributions, in ascending order of workers; raises `FrameError` if it cannot."""
+
+
+def plain_mean(contributions: list[Contribution]) -> Tensor:
+    return mean([contribution.values for contribution in contributions])
+
+
 class Attempt(NamedTuple):
-    """Names one run of a collective: who takes part, and what its messages are called."""
+    """One run of a collective: who takes part, what its messages are called, and how contributions are folded.
+
+    `weight` says how much ours counts. Only algorithms in which somebody holds all contributions heed it and `fold`.
+    """
 
     members: Members
     channel: str
     round: int
-    piece: int = 0
+    piece: str = "0"
+    weight: int = 1
+    fold: Fold = plain_mean
 
     def tag(self, part: str) -> Tag:
         return Tag(self.channel, self.round, f"{self.members.epoch}.{self.piece}.{part}")
@@ -42,10 +64,37 @@ class Attempt(NamedTuple):
         _, packet = await peer.recv(source, tag, among=self.members)
         return packet
 
+    def packed(self, values: Tensor, codec: Codec) -> Packet:
+        """Return the packet of our contribution."""
+        packet = codec.encode(values)
+        packet.weight = self.weight
+        return packet
 
-def chunk_bounds(numel: int, chunks: int) -> list[tuple[int, int]]:
-    """Cut `numel` elements into `chunks` neighbouring parts whose sizes differ by one at most; return (start, stop)."""
-    return [(numel * index // chunks, numel * (index + 1) // chunks) for index in range(chunks)]
+    async def contributions(self, peer: Peer, own: Packet, tag: Tag, codec: Codec, like: Tensor) -> list[Contribution]:
+        """Return what each member sent under the tag, `own` as it travels; who sent what cannot be used is left out.
+
+        Raises `FrameError` when nothing is left, `PeerGone` and `TimeoutError` when somebody sends nothing.
+        """
+        usable = []
+        for member in self.members:
+            packet = own if member == peer.id else await self.hear(peer, member, tag)
+            try:
+                usable.append(Contribution(member, codec.decode(packet, like), packet.weight))
+            except FrameError as error:
+                peer.refuse(member, error)
+        if not usable:
+            raise FrameError("not_finite", f"no member's contribution to {tag} can be used")
+        return usable
+
+
+def chunk_bounds(numel: int, chunks: int, grain: int = 1) -> list[tuple[int, int]]:
+    """Cut `numel` elements into `chunks` neighbouring parts (start, stop) of about equal size, some maybe empty.
+
+    Cuts are at multiples of `grain`, so that a codec which codes so many elements together gives the same bits.
+    """
+    grains = -(-numel // grain)
+    cuts = [min(numel, grains * index // chunks * grain) for index in range(chunks + 1)]
+    return list(itertools.pairwise(cuts))
 
 
 @contextmanager
@@ -66,27 +115,24 @@ def _owing(peer: Peer, owed: list[tuple[int, Tag]]) -> Iterator[None]:
 async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
     """Mean of all members' `values` `[n]` in two hops: each member owns a chunk, hears all, tells all.
 
-    Contributions are encoded once and summed by the owner in ascending order of workers. Raises `PeerGone`,
-    `TimeoutError` or `FrameError`.
+    Contributions are encoded once and folded by the owner in ascending order of workers; one that cannot be used is
+    refused and left out. Raises `PeerGone`, `TimeoutError` or `FrameError`.
     """
     members = attempt.members
-    bounds = chunk_bounds(values.numel(), len(members))
+    bounds = chunk_bounds(values.numel(), len(members), codec.grain)
     scatter, gather = attempt.tag("s"), attempt.tag("g")
     mine = members.rank(peer.id)
     for owner, (start, stop) in zip(members, bounds, strict=True):
         if owner != peer.id and stop > start:
-            peer.send(owner, scatter, codec.encode(values[start:stop]))
+            peer.send(owner, scatter, attempt.packed(values[start:stop], codec))
     result = torch.empty_like(values)
     start, stop = bounds[mine]
     others = [member for member in members if member != peer.id]
     if stop > start:
         part = values[start:stop]
         with _owing(peer, [(member, gather) for member in others]):
-            contributions = []
-            for member in members:
-                packet = codec.encode(part) if member == peer.id else await attempt.hear(peer, member, scatter)
-                contributions.append(codec.decode(packet, part))
-        reduced = codec.encode(mean(contributions))
+            own = attempt.packed(part, codec)
+            reduced = codec.encode(attempt.fold(await attempt.contributions(peer, own, scatter, codec, part)))
         for member in others:
             peer.send(member, gather, reduced)
         result[start:stop] = codec.decode(reduced, part)
@@ -107,7 +153,7 @@ async def ring_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     place = attempt.members.rank(peer.id)
     following, previous = ids[(place + 1) % count], ids[place - 1]
     owed = [(following, attempt.tag(f"{phase}{hop}")) for phase in "sg" for hop in range(count - 1)]
-    bounds = chunk_bounds(values.numel(), count)
+    bounds = chunk_bounds(values.numel(), count, codec.grain)
     result = torch.empty_like(values)
 
     def part(index: int) -> tuple[int, int]:
@@ -159,30 +205,49 @@ async def tree_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     return mean_of_all
 
 
-AllReduce = Literal["butterfly", "ring", "tree"]
+async def all_gather(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> list[Contribution]:
+    """Return every member's `values` `[n]` as decoded, in ascending order of workers: the same bits at every member.
+
+    A member sends n - 1 encoded vectors. What cannot be used is refused by all alike. Raises `PeerGone`,
+    `TimeoutError` or `FrameError`.
+    """
+    own = attempt.packed(values, codec)
+    tag = attempt.tag("a")
+    for member in attempt.members:
+        if member != peer.id:
+            peer.send(member, tag, own)
+    return await attempt.contributions(peer, own, tag, codec, values)
+
+
+async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
+    """Mean of all members' `values` `[n]` in one hop: everybody hears everybody and folds by itself.
+
+    Each contribution is encoded once and the mean not at all, so a codec that leaves most of a vector out loses once.
+    Raises as `all_gather` does.
+    """
+    return attempt.fold(await all_gather(peer, values, codec, attempt))
+
+
+AllReduce = Literal["butterfly", "gather", "ring", "tree"]
 """The all-reduce algorithms a rule can name."""
 
 ALL_REDUCE: dict[str, Callable[[Peer, Tensor, Codec, Attempt], Awaitable[Tensor]]] = {
     "butterfly": butterfly_mean,
+    "gather": gather_mean,
     "ring": ring_mean,
     "tree": tree_mean,
 }
+FOLDING = frozenset({"butterfly", "gather"})
+"""Those in which somebody holds all contributions: they know weights, and can refuse one contribution alone."""
 
 
-async def all_gather(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> list[Tensor]:
-    """Return everybody's `values` `[n]` as decoded, in ascending order of workers: the same bits at every member.
-
-    Raises `PeerGone`, `TimeoutError` or `FrameError`.
-    """
-    packet = codec.encode(values)
-    tag = attempt.tag("a")
-    for member in attempt.members:
-        if member != peer.id:
-            peer.send(member, tag, packet)
-    return [
-        codec.decode(packet if member == peer.id else (await peer.recv(member, tag))[1], values)
-        for member in attempt.members
-    ]
+def require_dense(codec: Codec) -> None:
+    """Raise `ConfigError` for a codec by which parameters themselves cannot travel, as `exchange` lets them."""
+    if codec.loss in ("contractive", "unbiased") or isinstance(codec, Wrapper):
+        raise ConfigError(
+            f"rule.codec: '{codec.spelling()}' is for updates, and this rule sends parameters, which must arrive "
+            "whole; choose a codec that keeps every element, such as 'bf16' or 'int8'"
+        )
 
 
 async def exchange(
@@ -203,7 +268,12 @@ async def exchange(
     deadline = peer.now() + peer.patience_s
     try:
         for source in links.source:
-            heard[source] = codec.decode((await peer.recv(source, data, deadline - peer.now()))[1], values)
+            packet = (await peer.recv(source, data, deadline - peer.now()))[1]
+            try:
+                heard[source] = codec.decode(packet, values)
+            except FrameError as error:
+                peer.refuse(source, error)
+                raise
     except (PeerGone, TimeoutError, FrameError):
         whole = False
     answer = signal("ok" if whole else "no")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.collectives import AllReduce
-from decentral.protocols.fragments import Buckets, CutField, require_partition
-from decentral.protocols.rounds import Round
-from decentral.protocols.rule import SyncRule
+from decentral.protocols.fragments import Buckets, CutField, Whole, require_partition
+from decentral.protocols.rounds import AllReduceRule
 from decentral.state import Layout
 
 
-class DDP(SyncRule):
+class DDP(AllReduceRule):
     """Synchronous data parallelism: every step applies the mean gradient of all workers.
 
         g_i = grad f(theta; batch_i);   theta <- inner_optimiser(theta, mean_i g_i)
@@ -21,11 +18,12 @@ class DDP(SyncRule):
     """
 
     name = "ddp"
-    codec: CodecField = Float32()
-    """How gradients travel."""
     buckets: CutField = Buckets()
     """Pieces in which gradients are reduced while the rest of the backward pass still runs."""
-    all_reduce: AllReduce = "butterfly"
+
+    @property
+    def pieces(self) -> bool:
+        return not isinstance(self.buckets, Whole)
 
     def check_layout(self, layout: Layout) -> None:
         require_partition(self.buckets.split(layout), layout)
@@ -33,7 +31,7 @@ class DDP(SyncRule):
     async def run(self, peer: Peer) -> None:
         buckets = self.buckets.split(peer.layout)
         while peer.steps_left:
-            reduction = Round(peer, self.codec, self.all_reduce)
+            reduction = self.begin(peer, fragments=buckets, cumulative=False)
             async for index in peer.backward([bucket.spans for bucket in buckets]):
                 reduction.contribute(buckets[index].read(peer.grads), index)
             means = await reduction.settle()

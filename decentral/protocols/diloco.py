@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.collectives import AllReduce
 from decentral.protocols.merge import Nesterov, OuterField
-from decentral.protocols.rounds import agreed_mean
-from decentral.protocols.rule import SyncRule
+from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
 
-class DiLoCo(SyncRule):
+class DiLoCo(AllReduceRule):
     """Every H local steps an outer optimiser steps on the mean outer gradient of all workers.
 
         theta_i <- anchor;   H local steps;   Delta_i = anchor - theta_i;   anchor <- outer(anchor, mean_i Delta_i)
@@ -26,15 +23,12 @@ class DiLoCo(SyncRule):
     """Local steps between rounds (H)."""
     outer: OuterField = Nesterov()
     """Outer optimiser; its momentum starts at zero."""
-    codec: CodecField = Float32()
-    """How outer gradients travel."""
-    all_reduce: AllReduce = "butterfly"
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)
         momentum = peer.slot("momentum")
         while await peer.train(self.period.steps(peer)):
-            mean = await agreed_mean(peer, anchor - peer.params, self.codec, self.all_reduce)
+            mean = await self.agreed_mean(peer, anchor - peer.params)
             if mean is not None:
                 self.outer.step(anchor, mean, momentum)
                 peer.params.copy_(anchor)

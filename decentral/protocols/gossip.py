@@ -6,7 +6,7 @@ from torch import Tensor
 
 from decentral.peer import Peer
 from decentral.protocols.codecs import Codec, CodecField, Float32
-from decentral.protocols.collectives import exchange
+from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
 from decentral.protocols.topology import Links, RandomGroups, TopologyField, require_two
@@ -31,6 +31,7 @@ class Gossip(SyncRule):
 
     def check(self, workers: int) -> None:
         require_two(workers, self.name)
+        require_dense(self.codec)
 
     async def run(self, peer: Peer) -> None:
         while await peer.train(self.period.steps(peer)):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.collectives import AllReduce
-from decentral.protocols.rounds import agreed_mean
-from decentral.protocols.rule import SyncRule
+from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
 
-class LocalSGD(SyncRule):
+class LocalSGD(AllReduceRule):
     """Every H local steps the parameters are averaged over all workers; inner optimiser states stay local.
 
         theta_i <- anchor;   H local steps;   anchor <- mean_i theta_i
@@ -22,13 +19,10 @@ class LocalSGD(SyncRule):
     name = "local_sgd"
     period: Period = Every(period=100)
     """Local steps between averages (H)."""
-    codec: CodecField = Float32()
-    """How changes travel."""
-    all_reduce: AllReduce = "butterfly"
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)
         while await peer.train(self.period.steps(peer)):
-            mean = await agreed_mean(peer, anchor - peer.params, self.codec, self.all_reduce)
+            mean = await self.agreed_mean(peer, anchor - peer.params)
             if mean is not None:
                 peer.params.copy_(anchor.sub_(mean))

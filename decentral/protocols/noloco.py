@@ -8,7 +8,7 @@ from torch import Tensor
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.collectives import exchange
+from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.merge import consensus_momentum, mean
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
@@ -43,6 +43,7 @@ class NoLoCo(SyncRule):
     def check(self, workers: int) -> None:
         """Refuse one worker, and a gamma at which the replicas' spread grows in flat directions."""
         require_two(workers, self.name)
+        require_dense(self.codec)
         bound = stability_bound(self.alpha, self.group, workers)
         if self._gamma >= bound:
             raise ConfigError(

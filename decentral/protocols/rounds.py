@@ -7,44 +7,126 @@ messages, and touches nothing live until it is decided.
 from __future__ import annotations
 
 import asyncio
+import statistics
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from decentral.errors import PeerGone
-from decentral.members import Ballot
+from decentral.errors import ConfigError, PeerGone
+from decentral.members import Ballot, Members
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec
-from decentral.protocols.collectives import ALL_REDUCE, AllReduce, Attempt
-from decentral.replica import digest
+from decentral.protocols.codecs import Codec, CodecField, Coder, ErrorFeedback, Float32, Wrapper
+from decentral.protocols.collectives import ALL_REDUCE, FOLDING, AllReduce, Attempt, Contribution
+from decentral.protocols.fragments import Fragment
+from decentral.protocols.merge import Mean, Merge, MergeField, weighted_mean
+from decentral.protocols.rule import SyncRule
+from decentral.replica import digest, seed_of
 from decentral.wire import FrameError
+
+NORMS_KEPT = 16
+"""Rounds whose median norms say what a usual norm is."""
+NORMS_NEEDED = 3
+"""With fewer norms nobody can say which of them is the absurd one."""
+
+
+class AllReduceRule(SyncRule):
+    """A rule whose workers settle rounds. How updates travel and are merged is chosen alike for all such rules."""
+
+    codec: CodecField = Float32()
+    """How updates travel."""
+    all_reduce: AllReduce = "butterfly"
+    """Who talks to whom: "butterfly" and "ring" send each update twice in all, "gather" sends it to everybody."""
+    merge: MergeField = Mean()
+    """How the workers' updates become one."""
+
+    @property
+    def pieces(self) -> bool:
+        """Whether a round may merge the model in several pieces."""
+        return False
+
+    def check(self, workers: int) -> None:
+        """Refuse codecs and merges that the all-reduce cannot serve."""
+        require_reducible(self.codec, self.all_reduce, self.merge)
+        self.merge.check(workers)
+        if self.pieces and self.merge.whole:
+            raise ConfigError(
+                f"rule.merge: '{self.merge.spelling()}' judges whole updates, and '{self.spelling()}' merges them in "
+                "pieces; choose a merge by coordinates, such as 'median' or 'trimmed_mean'"
+            )
+
+    def begin(
+        self,
+        peer: Peer,
+        channel: str = "sync",
+        fragments: Sequence[Fragment] | None = None,
+        *,
+        cumulative: bool = True,
+    ) -> Round:
+        """Begin the next round of a channel; see `Round`."""
+        return Round(
+            peer, self.codec, self.all_reduce, channel, merge=self.merge, fragments=fragments, cumulative=cumulative
+        )
+
+    async def agreed_mean(self, peer: Peer, values: Tensor, weight: int = 1) -> Tensor | None:
+        """Return the merge of all members' `values` `[P]`, the same bits for everybody; None if skipped."""
+        round_ = self.begin(peer)
+        round_.contribute(values, weight=weight)
+        means = await round_.settle()
+        return None if means is None else means[0]
 
 
 class Round:
     """One round on a channel: pieces are reduced in the background as they are contributed, then decided together.
 
-    A channel's rounds follow one another; channels may be in flight at the same time.
+    A channel's rounds follow one another; channels may be in flight at the same time. `fragments[i]` is the part of the
+    model that piece i is; None: one piece, the whole model. `cumulative` says that after a skipped round the caller's
+    next values contain these once more, as outer gradients do that span all steps since the last round; otherwise a
+    codec with memory keeps them for later.
     """
 
-    def __init__(self, peer: Peer, codec: Codec, all_reduce: AllReduce = "butterfly", channel: str = "sync") -> None:
-        self._peer, self._codec, self._reduce = peer, codec, ALL_REDUCE[all_reduce]
+    def __init__(
+        self,
+        peer: Peer,
+        codec: Codec,
+        all_reduce: AllReduce = "butterfly",
+        channel: str = "sync",
+        *,
+        merge: Merge | None = None,
+        fragments: Sequence[Fragment] | None = None,
+        cumulative: bool = True,
+    ) -> None:
+        self._peer, self._codec, self._all_reduce = peer, codec, all_reduce
         self._channel = channel
+        self._merge = merge or Mean()
+        self._fragments = fragments
+        self._cumulative = cumulative
         self._number = peer.next_round(channel)
         self._members = peer.members
-        self._tasks: dict[int, asyncio.Task[Tensor | None]] = {}
-        self.pieces: dict[int, Tensor] = {}
+        self._pieces: dict[int, _Piece] = {}
 
-    def contribute(self, piece: Tensor, index: int = 0) -> None:
-        """Start reducing `piece` `[n]` with the others' pieces of that index, in whatever order they contribute them.
+    def contribute(self, values: Tensor, index: int = 0, weight: int = 1) -> None:
+        """Start reducing `values` `[n]` with the others' piece of that index, in whatever order they contribute them.
 
-        It is kept for a second attempt: do not change it before `settle` returns.
+        `weight` is what the worker's values count for in a mean (samples, tokens). Values are kept for a second
+        attempt: do not change them before `settle` returns.
         """
-        self.pieces[index] = piece
-        self._tasks[index] = self._start(index)
+        peer, name = self._peer, f"{self._channel}.{index}"
+        codec = self._codec
+        if codec.shaped:
+            spans = self._fragments[index].spans if self._fragments else ((0, peer.layout.size),)
+            codec = codec.fit(peer.layout.shapes(spans))
+        coder = codec.coder(lambda slot, like: peer.slot(f"{name}.{slot}", like)) or Coder(codec)
+        self._pieces[index] = piece = _Piece(peer, values, weight, coder, _Fold(peer, self._merge, name))
+        piece.start(self._reduction(index))
+
+    def __len__(self) -> int:
+        return len(self._pieces)
 
     async def settle(self) -> list[Tensor] | None:
         """Return the pieces' means by ascending index, the same bits for every member; None if it was skipped."""
         while True:
-            staged = [await self._tasks[index] for index in sorted(self._tasks)]
+            staged = [await self._pieces[index].staged() for index in sorted(self._pieces)]
             whole = [mean for mean in staged if mean is not None]
             checksum = digest(whole) if len(whole) == len(staged) else None
             ballot = Ballot(self._peer.id, self._channel, self._number, self._members.epoch, checksum)
@@ -52,24 +134,158 @@ class Round:
             if decision.outcome != "again":
                 break
             self._members = decision.members
-            self._tasks = {index: self._start(index) for index in self.pieces}
+            for index, piece in self._pieces.items():
+                piece.start(self._reduction(index))
         self._peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
-        return None if decision.outcome == "skipped" else whole
+        skipped = decision.outcome == "skipped"
+        for piece in self._pieces.values():
+            if not skipped:
+                piece.commit()
+            elif self._cumulative:
+                piece.coder.undo()
+            else:
+                piece.coder.abort()
+        return None if skipped else whole
 
-    def _start(self, index: int) -> asyncio.Task[Tensor | None]:
-        attempt = Attempt(self._members, self._channel, self._number, index)
-        return self._peer.spawn(self._stage(self.pieces[index], attempt))
-
-    async def _stage(self, values: Tensor, attempt: Attempt) -> Tensor | None:
-        try:
-            return await self._reduce(self._peer, values, self._codec, attempt)
-        except (PeerGone, TimeoutError, FrameError):
-            return None
+    def _reduction(self, index: int) -> _Reduction:
+        attempt = Attempt(self._members, self._channel, self._number, str(index))
+        return _Reduction(self._peer, self._all_reduce, attempt)
 
 
 async def agreed_mean(peer: Peer, values: Tensor, codec: Codec, all_reduce: AllReduce = "butterfly") -> Tensor | None:
-    """Return the mean of all members' `values` `[n]`, the same bits for everybody; None if the round was skipped."""
+    """Return the mean of all members' `values` `[P]`, the same bits for everybody; None if the round was skipped."""
     round_ = Round(peer, codec, all_reduce)
     round_.contribute(values)
     means = await round_.settle()
     return None if means is None else means[0]
+
+
+class _Piece:
+    """One worker's part in one piece of a round, through all attempts at it."""
+
+    def __init__(self, peer: Peer, values: Tensor, weight: int, coder: Coder, fold: _Fold) -> None:
+        self._peer, self._values, self._weight = peer, values, weight
+        self.coder, self._fold = coder, fold
+        self._task: asyncio.Task[Tensor | None] | None = None
+
+    def start(self, reduction: _Reduction) -> None:
+        reduction.attempt = reduction.attempt._replace(weight=self._weight, fold=self._fold)
+        self._task = self._peer.spawn(self._stage(reduction))
+
+    async def staged(self) -> Tensor | None:
+        assert self._task is not None
+        return await self._task
+
+    async def _stage(self, reduction: _Reduction) -> Tensor | None:
+        try:
+            return await self.coder.mean(self._values, reduction)
+        except (PeerGone, TimeoutError, FrameError):
+            return None
+
+    def commit(self) -> None:
+        self.coder.commit()
+        self._fold.commit()
+
+
+class _Reduction:
+    """How a coder talks during one attempt: each call is a mean over the members, under a name of its own."""
+
+    def __init__(self, peer: Peer, all_reduce: AllReduce, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self._peer, self._mean = peer, ALL_REDUCE[all_reduce]
+        self._calls = 0
+
+    @property
+    def members(self) -> Members:
+        return self.attempt.members
+
+    @property
+    def seed(self) -> int:
+        return seed_of(self._peer.seed, *self.attempt[1:4])
+
+    async def __call__(self, values: Tensor, codec: Codec) -> Tensor:
+        attempt = self.attempt
+        if self._calls:
+            attempt = attempt._replace(piece=f"{attempt.piece}/{self._calls}")
+        self._calls += 1
+        return await self._mean(self._peer, values, codec, attempt)
+
+
+class _Fold:
+    """Folds contributions: leaves out those whose norm is absurd, then merges the others.
+
+    A norm is absurd if it is more than `peer.norm_limit` times the running median: of this round's norms and of the
+    last `NORMS_KEPT` rounds' medians. What it learns counts when the round is committed.
+    """
+
+    def __init__(self, peer: Peer, merge: Merge, name: str) -> None:
+        self._peer, self._merge, self._name = peer, merge, name
+        self._learnt: dict[str, Tensor] = {}
+
+    def __call__(self, contributions: list[Contribution]) -> Tensor:
+        if not isinstance(contributions[0].values, Tensor):  # phantoms have no norm
+            return weighted_mean([each.values for each in contributions], [each.weight for each in contributions])
+        usual = self._usual(contributions) if self._peer.norm_limit else contributions
+        values = [each.values for each in usual]
+        if not self._merge.robust:
+            return weighted_mean(values, [each.weight for each in usual])
+        if not self._merge.centered:
+            return self._merge.merge(values, None)
+        center = self._peer.slot(f"{self._name}.center", torch.zeros_like(values[0]))
+        merged = self._merge.merge(values, center)
+        self._learnt["center"] = merged
+        return merged
+
+    def commit(self) -> None:
+        for name, value in self._learnt.items():
+            self._peer.slot(f"{self._name}.{name}", value).copy_(value)
+
+    def _usual(self, contributions: list[Contribution]) -> list[Contribution]:
+        norms = [float(torch.linalg.vector_norm(each.values)) for each in contributions]
+        kept = self._peer.slot(f"{self._name}.norms", torch.zeros(NORMS_KEPT))
+        known = [*(norm for norm in kept.tolist() if norm > 0), *norms]
+        median = statistics.median_low(known)
+        if len(known) < NORMS_NEEDED or median == 0:
+            usual = contributions
+        else:
+            usual = []
+            for each, norm in zip(contributions, norms, strict=True):
+                if norm <= self._peer.norm_limit * median:
+                    usual.append(each)
+                else:
+                    error = FrameError("norm", f"norm {norm:.3g} where {median:.3g} is usual")
+                    self._peer.refuse(each.worker, error)
+            if not usual:
+                raise FrameError("norm", "no contribution has a usual norm")
+        self._learnt["norms"] = torch.cat([kept[1:], torch.tensor([statistics.median_low(norms)])])
+        return usual
+
+
+def require_reducible(codec: Codec, all_reduce: AllReduce, merge: Merge) -> None:
+    """Raise `ConfigError` if a mean of vectors sent by `codec` cannot be made by that all-reduce and merge."""
+    inner = codec.codec if isinstance(codec, Wrapper) else codec
+    name = codec.spelling() if inner is codec else f"{type(codec).name}' around '{inner.spelling()}"
+    if merge.robust and all_reduce != "gather":
+        raise ConfigError(
+            f"rule.all_reduce: merge '{merge.spelling()}' trusts nobody's arithmetic, so every worker must hear all "
+            f"others: set all_reduce to 'gather' (got '{all_reduce}')"
+        )
+    if merge.robust and (inner.linear or codec.same_participants):
+        raise ConfigError(
+            f"rule.merge: '{merge.spelling()}' needs each worker's own update, and codec '{name}' makes sums alone; "
+            "take merge 'mean' or another codec"
+        )
+    if inner.loss in ("contractive", "unbiased") and not inner.linear and all_reduce != "gather":
+        raise ConfigError(
+            f"rule.all_reduce: codec '{name}' leaves most of a vector out, and '{all_reduce}' encodes sums once more; "
+            "set all_reduce to 'gather', which encodes each update once"
+        )
+    if inner.grain == 0 and not inner.linear and all_reduce in ("butterfly", "ring"):
+        raise ConfigError(
+            f"rule.all_reduce: codec '{name}' cannot be cut into chunks, as '{all_reduce}' does; set it to 'gather'"
+        )
+    if isinstance(codec, ErrorFeedback) and all_reduce not in FOLDING:
+        raise ConfigError(
+            f"rule.all_reduce: with codec '{name}' a worker must know what others heard of it, and '{all_reduce}' "
+            "encodes partial sums; set it to 'butterfly' or 'gather'"
+        )

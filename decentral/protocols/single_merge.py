@@ -6,7 +6,7 @@ from pydantic import Field
 
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.collectives import AllReduce
+from decentral.protocols.collectives import AllReduce, require_dense
 from decentral.protocols.gossip import mix
 from decentral.protocols.rounds import agreed_mean
 from decentral.protocols.rule import SyncRule
@@ -34,6 +34,7 @@ class SingleMerge(SyncRule):
 
     def check(self, workers: int) -> None:
         require_two(workers, self.name)
+        require_dense(self.codec)
 
     async def run(self, peer: Peer) -> None:
         topology = RandomGroups()

@@ -84,6 +84,7 @@ async def _run(
             steps=run.steps,
             evaluate_every=run.evaluate_every if evaluates else 0,
             patience_s=run.patience_s,
+            norm_limit=run.norm_limit,
         )
         for worker, replica in enumerate(replicas)
     ]

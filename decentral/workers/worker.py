@@ -49,6 +49,7 @@ class Worker:
 
 
 async def _train(run: Run, coordinator: str, worker: int, incarnation: int, secret: str) -> tuple[Peer, str]:
+    keys = rpc.Keys.here(secret, run.real.certificates)
     replica = TorchReplica(
         run.make_task(),
         run.inner,
@@ -60,8 +61,8 @@ async def _train(run: Run, coordinator: str, worker: int, incarnation: int, secr
     )
     run.rule.check_layout(replica.layout)
     inbox = Inbox()
-    transport = Transport(inbox, secret=secret, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s)
-    client = CoordinatorClient(coordinator, worker, secret)
+    transport = Transport(inbox, keys=keys, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s)
+    client = CoordinatorClient(coordinator, worker, keys)
     try:
         address = await transport.start(rpc.host_here())
         entrant = Entrant(worker, incarnation, address, replica.digest(), replica.layout.size)
@@ -76,6 +77,7 @@ async def _train(run: Run, coordinator: str, worker: int, incarnation: int, secr
             steps=run.steps,
             evaluate_every=run.evaluate_every,
             patience_s=run.patience_s,
+            norm_limit=run.norm_limit,
         )
         contacts = {entry.worker: Contact(entry.incarnation, entry.address) for entry in entrants}
         return peer, await world.live(peer, run.rule, contacts)

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from decentral.protocols import CODECS, CUTS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, Codec, DiLoCo, Int8, SyncRule
 from decentral.protocols.naming import class_named, part_named
 
+KNOWN = ", ".join(sorted(CODECS))
+
 
 class Mine(Int8):
     """Somebody's own codec."""
@@ -46,8 +48,8 @@ def test_a_part_of_ones_own_is_named_by_module_and_class() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("int9", "unknown codec 'int9'; choose one of bf16, float32, int8, or module:Class"),
-        ({"block": 3}, "expected the name of a codec: one of bf16, float32, int8, or module:Class"),
+        ("int9", f"unknown codec 'int9'; choose one of {KNOWN}, or module:Class"),
+        ({"block": 3}, f"expected the name of a codec: one of {KNOWN}, or module:Class"),
         (7, "expected the name of a codec"),
         (None, "expected the name of a codec"),
         ("nowhere:Codec", "module 'nowhere' was not found"),

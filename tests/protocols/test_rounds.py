@@ -210,18 +210,6 @@ def test_channels_may_be_in_flight_together() -> None:
     assert list(drive(script, 3).values()) == [[3.0, 2.0, 1.0]] * 3
 
 
-def test_what_cannot_be_encoded_skips_the_round_for_all() -> None:
-    """NaN in one contribution: nobody applies it, and nobody waits for a deadline."""
-
-    async def script(peer: Peer) -> tuple[Tensor | None, float]:
-        values = torch.full((8,), float("nan") if peer.id == 1 else 1.0)
-        return await agreed_mean(peer, values, Float32()), peer.now()
-
-    for mean, seconds in drive(script, 3).values():
-        assert mean is None
-        assert seconds < 1.0
-
-
 def test_different_lengths_skip_the_round() -> None:
     async def script(peer: Peer) -> Tensor | None:
         return await agreed_mean(peer, torch.ones(8 + peer.id), Float32())

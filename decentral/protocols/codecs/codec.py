@@ -46,6 +46,11 @@ class Codec(Part):
         """Elements that are coded together: a cut at a multiple of it changes no element. 0: the vector is not cut."""
         return 1
 
+    @property
+    def shaped(self) -> bool:
+        """Whether it looks at rows and columns, and so wants to be `fit`."""
+        return False
+
     @abstractmethod
     def wire_bytes(self, numel: int) -> int:
         """Return the payload's size in bytes for a vector of `numel` elements."""
@@ -63,10 +68,7 @@ class Codec(Part):
         """
 
     def fit(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
-        """Return the codec for vectors that are tensors of these shapes, flattened one after the other.
-
-        Only codecs that look at rows and columns care.
-        """
+        """Return the codec for vectors that are tensors of these shapes, flattened one after the other."""
         return self
 
     def coder(self, slot: SlotMaker) -> Coder | None:
@@ -130,6 +132,10 @@ class Wrapper(Codec):
     @property
     def grain(self) -> int:
         return self.codec.grain
+
+    @property
+    def shaped(self) -> bool:
+        return self.codec.shaped
 
     def wire_bytes(self, numel: int) -> int:
         return self.codec.wire_bytes(numel)

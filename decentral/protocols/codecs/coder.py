@@ -18,9 +18,12 @@ SlotMaker = Callable[[str, Tensor], Tensor]
 class Reduce(Protocol):
     """One attempt at a mean over `members`: how a coder talks. All members call it equally often, in the same order."""
 
-    members: Members
-    seed: int
-    """The same at every member, another one in every round."""
+    @property
+    def members(self) -> Members: ...
+
+    @property
+    def seed(self) -> int:
+        """The same at every member, another one in every round."""
 
     async def __call__(self, values: Tensor, codec: Codec) -> Tensor:
         """Return the mean of the members' `values` `[n]`, each as `codec` brings it: the same bits for every member."""
