@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import grpc
@@ -188,9 +189,9 @@ def _checked_record(worker: int, fields: Fields) -> Fields:
 class CoordinatorServer:
     """Answers the workers' calls from a `Coordinator`. Whatever a request holds, the server goes on."""
 
-    def __init__(self, coordinator: Coordinator, secret: str) -> None:
+    def __init__(self, coordinator: Coordinator, keys: rpc.Keys) -> None:
         self._coordinator = coordinator
-        self._secret = secret
+        self._keys = keys
         self._server: Any = None
 
     async def start(self, host: str, port: int) -> str:
@@ -198,7 +199,7 @@ class CoordinatorServer:
         calls = {"join": self._join, "vote": self._vote, "watch": self._watch, "report": self._report}
         methods = {name: _method(call) for name, call in {**calls, "leave": self._leave}.items()}
         self._server, address = await rpc.serve(
-            SERVICE, methods, host=host, port=port, secret=self._secret, max_message_bytes=MAX_REQUEST_BYTES
+            SERVICE, methods, host=host, port=port, keys=self._keys, max_message_bytes=MAX_REQUEST_BYTES
         )
         return address
 
@@ -285,10 +286,10 @@ def _members(fields: Mapping[str, Any]) -> Members:
 class CoordinatorClient:
     """A worker's line to the coordinator. Every call ends in an answer or, within a bounded time, in `RunError`."""
 
-    def __init__(self, address: str, worker: int, secret: str) -> None:
+    def __init__(self, address: str, worker: int, keys: rpc.Keys) -> None:
         self._address, self._worker = address, worker
-        self._metadata = rpc.credentials(secret)
-        self._channel = rpc.dial(address)
+        self._metadata = keys.metadata
+        self._channel = rpc.dial(address, keys)
 
     async def join(self, entrant: Entrant, timeout_s: float) -> tuple[Members, list[Entrant]]:
         """Return the members and all entrants once everybody is there. Raises `RunError`, also when refused."""
@@ -340,14 +341,16 @@ class CoordinatorClient:
 class CoordinatorActor:
     """The coordinator as the driver's Ray actor."""
 
-    def __init__(self, workers: Sequence[int], secret: str, silence_s: float) -> None:
-        self._workers, self._secret, self._silence_s = workers, secret, silence_s
+    def __init__(self, workers: Sequence[int], secret: str, certificates: Path | None, silence_s: float) -> None:
+        self._workers, self._silence_s = workers, silence_s
+        self._secret, self._certificates = secret, certificates
         self._coordinator: Coordinator | None = None
 
     async def start(self, port: int) -> str:
-        """Listen on this machine's `port`; return the address. Raises `RunError` when the port is in use."""
+        """Listen on this machine's `port`; return the address. Raises `ConfigError`, or `RunError` for a port in use."""
+        keys = rpc.Keys.here(self._secret, self._certificates)
         self._coordinator = Coordinator(self._workers, silence_s=self._silence_s)
-        server = CoordinatorServer(self._coordinator, self._secret)
+        server = CoordinatorServer(self._coordinator, keys)
         return await server.start(rpc.host_here(), port)
 
     async def remove(self, worker: int) -> None:

@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from decentral.config import Run
-from decentral.errors import DecentralError, RunError
+from decentral.errors import ConfigError, DecentralError, RunError
 from decentral.journal import Joined, Left, Record, Synced, Trained, record_from
 from decentral.outcome import Outcome
 from decentral.replica import held_out
@@ -28,6 +28,10 @@ from decentral.workers.worker import SLOT, Worker
 
 NAMESPACE = "decentral"
 """Ray namespace of the actors; a run's are called `decentral-<run>-coordinator` and `decentral-<run>-worker-<id>`."""
+
+SECRET_VARIABLE = "DECENTRAL_SECRET"
+"""Environment variable of the driver with the run's secret; unset: a random one."""
+SECRET_LENGTH = 16
 
 POLL_S = 0.5
 REACH_S = 10.0
@@ -49,10 +53,11 @@ def train(run: Run, *, address: str | None = None, on_record: Callable[[Record],
     local one for the run. `on_record` sees every record as it comes. However it ends, no actor is left behind. Raises
     `TaskError` or `ConfigError` as a worker met it, and `RunError` when the cluster cannot be had or nobody is left.
     """
+    secret = _secret()
     task = run.make_task()
     before = held_out(task, run.seed)  # first: this is where missing data shows
     with _cluster(run, address):
-        job = Job(run, on_record)
+        job = Job(run, secret, on_record)
         try:
             job.start()
             job.supervise()
@@ -67,13 +72,13 @@ def train(run: Run, *, address: str | None = None, on_record: Callable[[Record],
 class Job:
     """One run's actors and records."""
 
-    def __init__(self, run: Run, on_record: Callable[[Record], None] | None) -> None:
+    def __init__(self, run: Run, secret: str, on_record: Callable[[Record], None] | None) -> None:
         self.records: list[Record] = []
         self.params: dict[int, Tensor] = {}
         self.slots: dict[int, dict[str, Tensor]] = {}
         self._run, self._on_record = run, on_record
         self._name = f"decentral-{secrets.token_hex(4)}"
-        self._secret = secrets.token_hex(32)
+        self._secret = secret
         self._gpus = _gpus_each(run)
         self._coordinator: Any = None
         self._workers: dict[int, Any] = {}
@@ -87,7 +92,7 @@ class Job:
         """Place all actors and wait until every worker has joined. Raises `RunError` if one dies or time runs out."""
         run = self._run
         self._coordinator = self._actor(CoordinatorActor, "coordinator", cpus=0, gpus=0).remote(
-            list(range(run.fleet.size)), self._secret, max(SILENCE_S, run.patience_s)
+            list(range(run.fleet.size)), self._secret, run.real.certificates, max(SILENCE_S, run.patience_s)
         )
         address = self._coordinator.start.remote(run.real.port)
         for worker in range(run.fleet.size):
@@ -397,6 +402,19 @@ def _reread_token() -> None:
     with suppress(AttributeError):
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _secret() -> str:
+    """Return the user's own secret for the run, or a random one; raises `ConfigError`, which does not quote it."""
+    secret = os.environ.get(SECRET_VARIABLE)
+    if secret is None:
+        return secrets.token_hex(32)
+    if len(secret) < SECRET_LENGTH or not all("!" <= letter <= "~" for letter in secret):
+        raise ConfigError(
+            f"{SECRET_VARIABLE}: the run's secret must be at least {SECRET_LENGTH} printable ASCII characters without "
+            "spaces, such as `openssl rand -hex 32` makes; unset the variable to have a random one"
+        )
+    return secret
 
 
 def _gpus_each(run: Run) -> float:

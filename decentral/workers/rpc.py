@@ -1,9 +1,11 @@
-"""What both gRPC services of a run share: the run secret on every call, and the ways to serve and to dial."""
+"""What both gRPC services of a run share: the keys that every call needs, and the ways to serve and to dial."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -11,6 +13,7 @@ import grpc.aio
 import ray.util
 
 from decentral.errors import RunError
+from decentral.workers import certs
 
 SECRET_KEY = "decentral-secret"
 """Metadata key under which every call carries the run secret."""
@@ -22,6 +25,24 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What makes a caller a member: the run's secret, and its certificates if the run has any (mutual TLS)."""
+
+    secret: str = field(repr=False)
+    certificates: certs.Certificates | None = None
+
+    @classmethod
+    def here(cls, secret: str, folder: Path | None) -> Keys:
+        """Return the keys with the certificates that this machine has in `folder`, if any; raises `ConfigError`."""
+        return cls(secret, None if folder is None else certs.read(folder))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call carries to pass the guard."""
+        return ((SECRET_KEY, self.secret),)
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -43,17 +64,21 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 async def serve(
-    service: str, methods: Mapping[str, Any], *, host: str, port: int, secret: str, max_message_bytes: int
+    service: str, methods: Mapping[str, Any], *, host: str, port: int, keys: Keys, max_message_bytes: int
 ) -> tuple[Any, str]:
-    """Serve the methods on `host:port` (0: a free port); return the started server and its address.
+    """Serve the methods on `host:port` (0: a free port) to who has the keys; return the started server and its address.
 
     Raises `RunError` when the port cannot be had.
     """
     options = (*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
-    server = grpc.aio.server(interceptors=[Guard(secret)], options=options)
+    server = grpc.aio.server(interceptors=[Guard(keys.secret)], options=options)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, dict(methods)),))
+    where = address_of(host, port)
     try:
-        bound = server.add_insecure_port(address_of(host, port))
+        if keys.certificates is None:
+            bound = server.add_insecure_port(where)
+        else:
+            bound = server.add_secure_port(where, _server_side(keys.certificates))
     except RuntimeError:
         bound = 0
     if not bound:
@@ -65,14 +90,21 @@ async def serve(
     return server, address_of(host, bound)
 
 
-def dial(address: str) -> Any:
-    """Return a channel to the address. It connects when first used."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def dial(address: str, keys: Keys) -> Any:
+    """Return a channel to the address. It connects when first used, and with certificates to members alone."""
+    if keys.certificates is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    named = (("grpc.ssl_target_name_override", certs.NAME),)  # what is proved is membership, not an address
+    return grpc.aio.secure_channel(address, _client_side(keys.certificates), options=CHANNEL_OPTIONS + named)
 
 
-def credentials(secret: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata that makes a call pass the guard."""
-    return ((SECRET_KEY, secret),)
+def _server_side(held: certs.Certificates) -> Any:
+    pair = ((held.key, held.certificate),)
+    return grpc.ssl_server_credentials(pair, root_certificates=held.authority, require_client_auth=True)
+
+
+def _client_side(held: certs.Certificates) -> Any:
+    return grpc.ssl_channel_credentials(held.authority, held.key, held.certificate)
 
 
 def address_of(host: str, port: int) -> str:

@@ -55,9 +55,9 @@ class Transport:
     a peer that is silent for so long in mid-packet is taken for gone.
     """
 
-    def __init__(self, receiver: Receiver, *, secret: str, max_packet_bytes: int, patience_s: float) -> None:
+    def __init__(self, receiver: Receiver, *, keys: rpc.Keys, max_packet_bytes: int, patience_s: float) -> None:
         self._receiver = receiver
-        self._secret = secret
+        self._keys = keys
         self._max_packet_bytes = max_packet_bytes
         self._patience_s = patience_s
         self._contacts: dict[int, Contact] = {}
@@ -70,7 +70,7 @@ class Transport:
         """Listen on a free port of `host`; return the address. Raises `RunError`."""
         handler = grpc.stream_unary_rpc_method_handler(self._receive)
         self._server, address = await rpc.serve(
-            SERVICE, {METHOD: handler}, host=host, port=0, secret=self._secret, max_message_bytes=2 * CHUNK
+            SERVICE, {METHOD: handler}, host=host, port=0, keys=self._keys, max_message_bytes=2 * CHUNK
         )
         return address
 
@@ -129,7 +129,7 @@ class Transport:
         contact = self._contacts.get(to)
         if contact is None:
             raise PeerGone(f"worker {to} is not in the run")
-        call = self._method(contact.address)(metadata=rpc.credentials(self._secret))
+        call = self._method(contact.address)(metadata=self._keys.metadata)
         try:
             await self._soon(call.write(header))
             for chunk in _chunks(packet.payload):
@@ -146,7 +146,7 @@ class Transport:
     def _method(self, address: str) -> Any:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = rpc.dial(address)
+            channel = self._channels[address] = rpc.dial(address, self._keys)
         return channel.stream_unary(_PATH)
 
     async def _soon(self, step: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -38,7 +39,13 @@ class Worker:
         """
         run = validated(self._table, "run")
         torch.set_num_threads(run.real.threads)
-        self._peer, reason = asyncio.run(_train(run, coordinator, self._worker, self._incarnation, self._secret))
+        place = Place(
+            coordinator,
+            rpc.Keys.here(self._secret, run.real.certificates),
+            host=rpc.host_here(),
+            device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+        )
+        self._peer, reason = asyncio.run(live(run, self._worker, self._incarnation, place))
         return reason
 
     def result(self) -> bytes:
@@ -48,8 +55,18 @@ class Worker:
         return safetensors.torch.save({name: tensor.detach().cpu() for name, tensor in tensors.items()})
 
 
-async def _train(run: Run, coordinator: str, worker: int, incarnation: int, secret: str) -> tuple[Peer, str]:
-    keys = rpc.Keys.here(secret, run.real.certificates)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker finds itself: the coordinator's address, its keys, the host it listens on, its device."""
+
+    coordinator: str
+    keys: rpc.Keys
+    host: str
+    device: torch.device
+
+
+async def live(run: Run, worker: int, incarnation: int, place: Place) -> tuple[Peer, str]:
+    """Join the run, train, leave; return the peer as it ended and why it left. Raises as `Worker.run` does."""
     replica = TorchReplica(
         run.make_task(),
         run.inner,
@@ -57,14 +74,14 @@ async def _train(run: Run, coordinator: str, worker: int, incarnation: int, secr
         seed=run.seed,
         batch_size=run.batch_size,
         total_steps=run.steps,
-        device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+        device=place.device,
     )
     run.rule.check_layout(replica.layout)
     inbox = Inbox()
-    transport = Transport(inbox, keys=keys, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s)
-    client = CoordinatorClient(coordinator, worker, keys)
+    transport = Transport(inbox, keys=place.keys, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s)
+    client = CoordinatorClient(place.coordinator, worker, place.keys)
     try:
-        address = await transport.start(rpc.host_here())
+        address = await transport.start(place.host)
         entrant = Entrant(worker, incarnation, address, replica.digest(), replica.layout.size)
         members, entrants = await client.join(entrant, run.real.start_timeout_s)
         world = RealWorld(transport, client, incarnation=incarnation, speed=run.fleet.each()[worker].speed)

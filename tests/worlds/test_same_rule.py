@@ -61,23 +61,29 @@ def evaluations(outcome: Outcome) -> list[tuple[Any, ...]]:
 
 
 def assert_same(real: Outcome, simulated: Outcome) -> None:
-    for worker in range(3):
+    assert_same_replicas(real, simulated)
+    assert evaluations(real) == evaluations(simulated)
+    assert (real.before, real.after) == (simulated.before, simulated.after)
+
+
+def assert_same_replicas(real: Outcome, simulated: Outcome) -> None:
+    """Assert equal bits of parameters and slots, equal bytes and messages, and equal rounds."""
+    assert real.params.keys() == simulated.params.keys()
+    for worker in simulated.params:
         assert real.params[worker].equal(simulated.params[worker]), f"worker {worker}"
         assert real.slots[worker].keys() == simulated.slots[worker].keys()
         for name, slot in real.slots[worker].items():
             assert slot.equal(simulated.slots[worker][name]), f"worker {worker}, slot {name}"
     for here, there in zip(real.left(), simulated.left(), strict=True):
-        assert (here.reason, here.step) == (there.reason, there.step) == ("finished", 8)
+        assert (here.reason, here.step) == (there.reason, there.step)
         assert (here.sent_bytes, here.messages_sent) == (there.sent_bytes, there.messages_sent)
         assert here.received_bytes == there.received_bytes
     assert rounds(real) == rounds(simulated)
-    assert evaluations(real) == evaluations(simulated)
-    assert (real.before, real.after) == (simulated.before, simulated.after)
     assert real.samples() == simulated.samples()
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", ["ddp", "diloco", "gossip", "noloco", "single_merge"])
 def test_a_quadratic_comes_to_the_same_in_both_worlds(rule: str) -> None:
     run = run_of(QUADRATIC, rule)
     assert_same(train(run), simulate(run))
