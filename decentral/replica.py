@@ -16,6 +16,9 @@ from decentral.phantom import Phantom
 from decentral.state import Layout, bind, layout_of
 from decentral.task import Task, to_device
 
+DIGEST_ROW = 1 << 14
+"""Bytes whose order a digest does not see."""
+
 Spans = tuple[tuple[int, int], ...]
 """Parts of the flat vector: (start, stop) each."""
 
@@ -189,11 +192,19 @@ def load_params(model: nn.Module, params: Tensor) -> None:
 
 
 def digest(values: Sequence[Tensor]) -> int:
-    """Return a checksum of the values' bytes, in order; 0 for phantoms. Finds accidental divergence, not forgery."""
+    """Return a checksum of the values' bytes, in order; 0 for phantoms. Finds accidental divergence, not forgery.
+
+    Bytes are added up as 64-bit words, row by row, at the speed of memory, and the rows' sums go into a CRC. What lies
+    behind the last whole row goes into the CRC as it is.
+    """
     checksum = 0
     for value in values:
         if isinstance(value, Tensor):
-            checksum = zlib.crc32(value.detach().cpu().contiguous().view(torch.uint8).numpy().data, checksum)
+            flat = value.detach().contiguous().view(-1).view(torch.uint8)
+            whole = flat.numel() // DIGEST_ROW * DIGEST_ROW
+            sums = flat[:whole].view(torch.int64).view(-1, DIGEST_ROW // 8).sum(dim=1)
+            for part in (sums.view(torch.uint8), flat[whole:]):
+                checksum = zlib.crc32(part.cpu().numpy().data, checksum)
     return checksum
 
 

@@ -21,7 +21,13 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import Codec, Wrapper
 from decentral.protocols.merge import mean
 from decentral.protocols.topology import Links
-from decentral.wire import FrameError, Packet, Tag, signal, signal_text
+from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
+
+SEGMENT = 1 << 22
+"""Elements of a segment: 16 MiB of float32, so that a round trip passes while one travels."""
+MAX_SEGMENTS = 64
+AHEAD = 2
+"""Segments that are sent before the first one's sum is waited for."""
 
 
 class Contribution(NamedTuple):
@@ -66,7 +72,7 @@ class Attempt(NamedTuple):
 
     def packed(self, values: Tensor, codec: Codec) -> Packet:
         """Return the packet of our contribution."""
-        packet = codec.encode(values)
+        packet = codec.lend(values)
         packet.weight = self.weight
         return packet
 
@@ -78,13 +84,26 @@ class Attempt(NamedTuple):
         usable = []
         for member in self.members:
             packet = own if member == peer.id else await self.hear(peer, member, tag)
+            if packet.codec == SIGNAL:
+                raise PeerGone(f"worker {member} has given up {tag}")
             try:
-                usable.append(Contribution(member, codec.decode(packet, like), packet.weight))
+                usable.append(Contribution(member, codec.read(packet, like), packet.weight))
             except FrameError as error:
                 peer.refuse(member, error)
         if not usable:
             raise FrameError("not_finite", f"no member's contribution to {tag} can be used")
         return usable
+
+
+def segment_bounds(numel: int, grain: int) -> list[tuple[int, int]]:
+    """Cut a vector into the segments (start, stop) that a collective works on one after the other.
+
+    While one is on its way another is encoded and a third is reduced, and only these take memory. Small vectors are one
+    segment, and so are those whose codec cannot cut them (`grain` 0).
+    """
+    if numel <= SEGMENT or not grain:
+        return [(0, numel)]
+    return chunk_bounds(numel, min(MAX_SEGMENTS, -(-numel // SEGMENT)), grain)
 
 
 def chunk_bounds(numel: int, chunks: int, grain: int = 1) -> list[tuple[int, int]]:
@@ -98,16 +117,16 @@ def chunk_bounds(numel: int, chunks: int, grain: int = 1) -> list[tuple[int, int
 
 
 @contextmanager
-def _owing(peer: Peer, owed: list[tuple[int, Tag]]) -> Iterator[None]:
+def _owing(peer: Peer, owed: Callable[[], list[tuple[int, Tag]]]) -> Iterator[None]:
     """Should the collective fail, tell those to whom we owe packets that none will come: theirs then fails at once.
 
-    `owed` is what has not been sent yet, in order. Nobody waits for the deadline of somebody else's wait this way, and
-    who comes late to a round that the others have given up finds the news in its mail.
+    `owed` tells what has not been sent yet, in order. Nobody waits for the deadline of somebody else's wait this way,
+    and who comes late to a round that the others have given up finds the news in its mail.
     """
     try:
         yield
     except (PeerGone, TimeoutError, FrameError):
-        for to, tag in dict(reversed(owed)).items():  # the next one owed to each
+        for to, tag in dict(reversed(owed())).items():  # the next one owed to each
             peer.send(to, tag, signal("no"))
         raise
 
@@ -118,29 +137,79 @@ async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Atte
     Contributions are encoded once and folded by the owner in ascending order of workers; one that cannot be used is
     refused and left out. Raises `PeerGone`, `TimeoutError` or `FrameError`.
     """
-    members = attempt.members
-    bounds = chunk_bounds(values.numel(), len(members), codec.grain)
-    scatter, gather = attempt.tag("s"), attempt.tag("g")
-    mine = members.rank(peer.id)
-    for owner, (start, stop) in zip(members, bounds, strict=True):
-        if owner != peer.id and stop > start:
-            peer.send(owner, scatter, attempt.packed(values[start:stop], codec))
-    result = torch.empty_like(values)
-    start, stop = bounds[mine]
-    others = [member for member in members if member != peer.id]
-    if stop > start:
-        part = values[start:stop]
-        with _owing(peer, [(member, gather) for member in others]):
-            own = attempt.packed(part, codec)
-            reduced = codec.encode(attempt.fold(await attempt.contributions(peer, own, scatter, codec, part)))
-        for member in others:
-            peer.send(member, gather, reduced)
-        result[start:stop] = codec.decode(reduced, part)
-    for owner, (start, stop) in zip(members, bounds, strict=True):
-        if owner != peer.id and stop > start:
-            packet = await attempt.hear(peer, owner, gather)
-            result[start:stop] = codec.decode(packet, values[start:stop])
-    return result
+    butterfly = _Butterfly(peer, values, codec, attempt)
+    segments = range(len(butterfly.segments))
+    with _owing(peer, butterfly.owed):
+        for step in range(len(segments) + AHEAD + 1):
+            if step in segments:
+                butterfly.scatter(step)
+            if step - AHEAD in segments:
+                await butterfly.reduce(step - AHEAD)
+            if step - AHEAD - 1 in segments:
+                await butterfly.collect(step - AHEAD - 1)
+    return butterfly.result
+
+
+class _Butterfly:
+    """One member's part in a butterfly: what it does for each segment, and what it has done."""
+
+    def __init__(self, peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> None:
+        self._peer, self._values, self._codec, self._attempt = peer, values, codec, attempt
+        self._members = attempt.members
+        self._mine = attempt.members.rank(peer.id)
+        self._scattered = self._reduced = 0
+        self.segments = [
+            [
+                (start + first, start + last)
+                for first, last in chunk_bounds(stop - start, len(self._members), codec.grain)
+            ]
+            for start, stop in segment_bounds(values.numel(), codec.grain)
+        ]
+        self.result = torch.empty_like(values)
+
+    def scatter(self, segment: int) -> None:
+        """Send every owner our part of its chunk."""
+        tag = self._attempt.tag(f"s{segment or ''}")
+        for owner, (start, stop) in self._others(segment):
+            self._peer.send(owner, tag, self._attempt.packed(self._values[start:stop], self._codec))
+        self._scattered += 1
+
+    async def reduce(self, segment: int) -> None:
+        """Fold what all have sent of our chunk, and tell them."""
+        start, stop = self.segments[segment][self._mine]
+        if stop > start:
+            part = self._values[start:stop]
+            own = self._attempt.packed(part, self._codec)
+            tag = self._attempt.tag(f"s{segment or ''}")
+            heard = await self._attempt.contributions(self._peer, own, tag, self._codec, part)
+            reduced = self._codec.lend(self._attempt.fold(heard))
+            for member in self._members:
+                if member != self._peer.id:
+                    self._peer.send(member, self._attempt.tag(f"g{segment or ''}"), reduced)
+            self.result[start:stop] = self._codec.read(reduced, part)
+        self._reduced += 1
+
+    async def collect(self, segment: int) -> None:
+        """Take the owners' chunks."""
+        tag = self._attempt.tag(f"g{segment or ''}")
+        for owner, (start, stop) in self._others(segment):
+            packet = await self._attempt.hear(self._peer, owner, tag)
+            self.result[start:stop] = self._codec.read(packet, self._values[start:stop])
+
+    def owed(self) -> list[tuple[int, Tag]]:
+        """Return what has not been sent yet, in the order in which the others will ask for it."""
+        gathers = range(self._reduced, len(self.segments))
+        scatters = range(self._scattered, len(self.segments))
+        others = [member for member in self._members if member != self._peer.id]
+        return [
+            *((member, self._attempt.tag(f"g{segment or ''}")) for segment in gathers for member in others),
+            *((member, self._attempt.tag(f"s{segment or ''}")) for segment in scatters for member in others),
+        ]
+
+    def _others(self, segment: int) -> list[tuple[int, tuple[int, int]]]:
+        """Return the other owners and their chunks that are not empty."""
+        owners = zip(self._members, self.segments[segment], strict=True)
+        return [(owner, (start, stop)) for owner, (start, stop) in owners if owner != self._peer.id and stop > start]
 
 
 async def ring_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
@@ -159,7 +228,7 @@ async def ring_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     def part(index: int) -> tuple[int, int]:
         return bounds[index % count]
 
-    with _owing(peer, owed):
+    with _owing(peer, lambda: owed):
         start, stop = part(place)
         partial = values[start:stop]
         for hop in range(count - 1):
@@ -189,7 +258,7 @@ async def tree_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) 
     up, down = attempt.tag("u"), attempt.tag("d")
     parent = [(ids[(place - 1) // 2], up)] if place else []
     owed = [*parent, *((child, down) for child in children)]
-    with _owing(peer, owed):
+    with _owing(peer, lambda: owed):
         total = values.clone()
         for child in children:
             total = total + codec.decode(await attempt.hear(peer, child, up), values)

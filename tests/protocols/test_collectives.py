@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from cluster import apart, cluster, crash, drive, replicas, scripted, short, start_of
+from cluster import all_equal, apart, cluster, crash, drive, outcomes, replicas, scripted, short, start_of
 from torch import Tensor
 
+from decentral.errors import PeerGone
 from decentral.journal import Left
 from decentral.peer import Peer
-from decentral.protocols import All, BFloat16, Codec, Float32, Gossip, Int8, RandomGroups
-from decentral.protocols.collectives import ALL_REDUCE, Attempt, all_gather, chunk_bounds, exchange
+from decentral.protocols import All, BFloat16, Codec, DiLoCo, Float32, Gossip, Int8, RandomGroups, collectives
+from decentral.protocols.collectives import ALL_REDUCE, Attempt, Contribution, all_gather, chunk_bounds, exchange
 from decentral.protocols.topology import both_ways
 from decentral.sim.simulate import simulate
 from decentral.wire import FrameError
@@ -243,3 +244,54 @@ def test_closed_groups_keep_the_mean_when_some_come_too_late(topology: RandomGro
     assert {"committed", "skipped"} <= kinds
     start = torch.stack([start_of(worker, 16) for worker in range(6)]).double().mean(dim=0)
     assert torch.allclose(replicas(outcome).double().mean(dim=0), start, rtol=0, atol=1e-6)
+
+
+# -- segments ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [Float32(), Int8(block=16)], ids=short)
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_a_vector_in_many_segments_comes_to_the_same_bits(
+    codec: Codec, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def script(peer: Peer) -> Tensor:
+        result = await ALL_REDUCE["butterfly"](peer, start_of(peer.id, 1000), codec, Attempt(peer.members, "test", 1))
+        await asyncio.sleep(1.0)
+        return result
+
+    whole = drive(script, workers)
+    monkeypatch.setattr(collectives, "SEGMENT", 64)
+    for worker, result in drive(script, workers).items():
+        assert torch.equal(result, whole[worker])
+
+
+@pytest.mark.parametrize("at_s", [0.26, 0.3, 0.34, 0.38, 0.42, 0.5, 0.58])
+def test_survivors_of_a_crash_in_some_segment_agree(at_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "SEGMENT", 256)
+    net = {"up_bps": 1e6, "down_bps": 1e6, "latency_s": 0.02, "detection_s": 0.3}
+    big = {"name": "quadratic", "dimension": 4000}
+    outcome = simulate(cluster(DiLoCo(period=5), 4, 15, task=big, events=[crash(at_s, 3)], **net))
+    assert sorted(outcome.params) == [0, 1, 2]
+    assert all_equal(outcome)
+    assert "skipped" not in {kind for said in outcomes(outcome) for kind, _ in said}
+    assert outcome.seconds < 5.0  # nobody's patience
+
+
+def test_who_gives_up_in_mid_segments_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "SEGMENT", 64)
+
+    async def script(peer: Peer) -> float:
+        attempt = Attempt(peer.members, "test", 1)
+        if peer.id == 1:
+            attempt = attempt._replace(fold=_fails)
+        with pytest.raises((PeerGone, FrameError)):
+            await ALL_REDUCE["butterfly"](peer, start_of(peer.id, 1000), Float32(), attempt)
+        seconds = peer.now()
+        await asyncio.sleep(1.0)
+        return seconds
+
+    assert max(drive(script, 3).values()) < 1.0
+
+
+def _fails(_contributions: list[Contribution]) -> Tensor:
+    raise FrameError("not_finite", "for the test")

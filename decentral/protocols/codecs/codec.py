@@ -85,11 +85,19 @@ class Codec(Part):
         self.pack(values.detach().to(torch.float32).reshape(-1), payload)
         return Packet(self.spelling(), numel, nbytes, payload.cpu())
 
+    def lend(self, values: Tensor) -> Packet:
+        """Return what `encode` does, perhaps in the storage of `values`: do not change them while it is on its way."""
+        return self.encode(values)
+
     def decode(self, packet: Packet, like: Tensor) -> Tensor:
         """Return what the packet stands for as float32, in the shape and on the device of `like`.
 
         Raises `FrameError` if the packet is of another codec or length than `like` calls for, or is not finite.
         """
+        return self.read(packet, like)
+
+    def read(self, packet: Packet, like: Tensor) -> Tensor:
+        """Return what `decode` does, perhaps in the packet's own storage, which others may read: do not change it."""
         numel = like.numel()
         if packet.codec != self.spelling():
             raise FrameError("codec", f"expected a packet of codec '{self.spelling()}', got one of '{packet.codec}'")
@@ -105,13 +113,19 @@ class Codec(Part):
             raise FrameError(
                 "length", f"a packet of codec '{packet.codec}' says {packet.nbytes} bytes and brings another number"
             )
-        values = torch.empty(numel, dtype=torch.float32, device=like.device)
+        values = self.opened(packet.payload.to(like.device), numel)
         if numel:
-            self.unpack(packet.payload.to(like.device), values)
             low, high = torch.aminmax(values)  # one pass without temporaries; NaN is contagious
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise FrameError("not_finite", f"a packet of codec '{self.spelling()}' decodes to NaN or infinity")
         return values.view(like.shape)
+
+    def opened(self, payload: Tensor, numel: int) -> Tensor:
+        """Return what a payload of the right length stands for, `[numel]` float32; it may be a view of the payload."""
+        values = torch.empty(numel, dtype=torch.float32, device=payload.device)
+        if numel:
+            self.unpack(payload, values)
+        return values
 
     def round_trip(self, values: Tensor) -> Tensor:
         """Return exactly what a receiver of `encode(values)` will decode."""
@@ -149,8 +163,14 @@ class Wrapper(Codec):
     def encode(self, values: Tensor) -> Packet:
         return self.codec.encode(values)
 
+    def lend(self, values: Tensor) -> Packet:
+        return self.codec.lend(values)
+
     def decode(self, packet: Packet, like: Tensor) -> Tensor:
         return self.codec.decode(packet, like)
+
+    def read(self, packet: Packet, like: Tensor) -> Tensor:
+        return self.codec.read(packet, like)
 
     def fit(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
         return self.model_copy(update={"codec": self.codec.fit(shapes)})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from decentral.protocols.codecs.codec import Codec
+from decentral.wire import Packet
 
 
 class Float32(Codec):
@@ -22,6 +23,18 @@ class Float32(Codec):
 
     def unpack(self, payload: Tensor, values: Tensor) -> None:
         values.copy_(payload.view(torch.float32))
+
+    def lend(self, values: Tensor) -> Packet:
+        if not isinstance(values, Tensor) or values.dtype != torch.float32 or not values.is_contiguous():
+            return self.encode(values)
+        payload = values.detach().view(-1).view(torch.uint8).cpu()
+        return Packet(self.spelling(), values.numel(), payload.numel(), payload)
+
+    def decode(self, packet: Packet, like: Tensor) -> Tensor:
+        return self.read(packet, like).clone()
+
+    def opened(self, payload: Tensor, numel: int) -> Tensor:
+        return payload.view(torch.float32)
 
 
 class BFloat16(Codec):
