@@ -36,6 +36,8 @@ class Real(Section):
     """CPU threads of a worker. More workers x threads than cores makes all of them many times slower."""
     gpus: float | None = Field(default=None, ge=0)
     """GPUs of a worker (a fraction shares one); unset: one each if the cluster has enough, otherwise none."""
+    offload: bool = False
+    """Keep anchors, outer state and messages in host memory while the model trains on a GPU."""
     port: int = Field(default=0, ge=0, le=65535)
     """TCP port of the coordinator; 0 takes a free one."""
     certificates: Path | None = None

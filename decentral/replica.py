@@ -88,7 +88,7 @@ class TorchReplica:
         bind(self.model, self.layout, self.params, self.grads)
         self.model.train()
         self.optimizer = inner.build(self.params)
-        self.params.grad = self.grads
+        self.params.grad = self._model_grads = self.grads
         self._readiness = _Readiness(self.model, self.layout)
 
     def new_slot(self, like: Tensor | None) -> Tensor:
@@ -99,7 +99,7 @@ class TorchReplica:
         losses = []
         for at in range(step, step + steps):
             losses.append(self._gradient(at))
-            self.update(at)
+            self.inner.step(self.optimizer, at, self.total_steps)
         values = torch.stack(losses)
         if not bool(torch.isfinite(values).all()):
             first = int((~torch.isfinite(values)).nonzero()[0])
@@ -135,7 +135,7 @@ class TorchReplica:
         return digest([self.params])
 
     def _gradient(self, step: int) -> Tensor:
-        self.grads.zero_()
+        self._model_grads.zero_()
         loss = self._forward(step)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

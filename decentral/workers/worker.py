@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from decentral.config import Run, validated
+from decentral.offload import OffloadedReplica
 from decentral.peer import Peer
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
@@ -67,7 +68,7 @@ class Place:
 
 async def live(run: Run, worker: int, incarnation: int, place: Place) -> tuple[Peer, str]:
     """Join the run, train, leave; return the peer as it ended and why it left. Raises as `Worker.run` does."""
-    replica = TorchReplica(
+    replica = (OffloadedReplica if run.real.offload else TorchReplica)(
         run.make_task(),
         run.inner,
         worker=worker,
