@@ -8,7 +8,7 @@ sends 2 (n - 1) / n of an encoded vector in the butterfly and the ring; in the t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -49,7 +49,8 @@ def plain_mean(contributions: list[Contribution]) -> Tensor:
 class Attempt(NamedTuple):
     """One run of a collective: who takes part, what its messages are called, and how contributions are folded.
 
-    `weight` says how much ours counts. Only algorithms in which somebody holds all contributions heed it and `fold`.
+    `weight` says how much ours counts. Only algorithms in which somebody holds all contributions heed it and `fold`;
+    `whole` says that `fold` must see whole contributions.
     """
 
     members: Members
@@ -58,6 +59,7 @@ class Attempt(NamedTuple):
     piece: str = "0"
     weight: int = 1
     fold: Fold = plain_mean
+    whole: bool = False
 
     def tag(self, part: str) -> Tag:
         return Tag(self.channel, self.round, f"{self.members.epoch}.{self.piece}.{part}")
@@ -294,7 +296,25 @@ async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt
     Each contribution is encoded once and the mean not at all, so a codec that leaves most of a vector out loses once.
     Raises as `all_gather` does.
     """
-    return attempt.fold(await all_gather(peer, values, codec, attempt))
+    segments = [(0, values.numel())] if attempt.whole else segment_bounds(values.numel(), codec.grain)
+    if len(segments) == 1:
+        return attempt.fold(await all_gather(peer, values, codec, attempt))
+    names = [attempt.tag(f"a{segment or ''}") for segment in range(len(segments))]
+    others = [member for member in attempt.members if member != peer.id]
+    own: list[Packet] = []
+    result = torch.empty_like(values)
+    with _owing(peer, lambda: [(member, name) for name in names[len(own) :] for member in others]):
+        for step in range(len(segments) + AHEAD):
+            if step < len(segments):
+                own.append(attempt.packed(values[slice(*segments[step])], codec))
+                for member in others:
+                    peer.send(member, names[step], own[step])
+            if step >= AHEAD:
+                start, stop = segments[step - AHEAD]
+                like = values[start:stop]
+                heard = await attempt.contributions(peer, own[step - AHEAD], names[step - AHEAD], codec, like)
+                result[start:stop] = attempt.fold(heard)
+    return result
 
 
 AllReduce = Literal["butterfly", "gather", "ring", "tree"]
@@ -324,25 +344,42 @@ async def exchange(
 ) -> dict[int, Tensor] | None:
     """Send `values` `[n]` along the links and return what came, by worker; None when the exchange failed.
 
-    Both sides say whether they heard everything before either uses it: between live workers an exchange over two-way
-    links is applied by both or by neither, if all that the two hear is from each other or from one closed group. A
-    failed one costs at most two deadlines and ends as a skipped round.
+    See `conclude` for when it fails and what that costs.
     """
-    data, verdict = Tag(channel, round_, "x"), Tag(channel, round_, "v")
+    offer(peer, links, values, codec, Tag(channel, round_, "x"))
+    heard = await conclude(peer, links, ("x",), values, codec, channel=channel, round_=round_)
+    return None if heard is None else heard[0]
+
+
+def offer(peer: Peer, links: Links, values: Tensor, codec: Codec, tag: Tag) -> None:
+    """Start sending `values` `[n]` along the links: one part of an exchange that `conclude` ends, maybe much later."""
     packet = codec.encode(values)
     for to in links.to:
-        peer.send(to, data, packet)
-    heard: dict[int, Tensor] = {}
+        peer.send(to, tag, packet)
+
+
+async def conclude(
+    peer: Peer, links: Links, parts: Sequence[str], like: Tensor, codec: Codec, *, channel: str, round_: int
+) -> list[dict[int, Tensor]] | None:
+    """Return what was offered to us, for each part by worker, or None: an exchange of all parts, or of none.
+
+    Both sides say whether they heard everything before either uses it: between live workers an exchange over two-way
+    links is applied by both or by neither, if all that the two hear is from each other or from one closed group. A
+    failed one costs at most two deadlines and ends as a skipped round. `like` is a vector as long as what was sent.
+    """
+    verdict = Tag(channel, round_, "v")
+    heard: list[dict[int, Tensor]] = [{} for _ in parts]
     whole = True
     deadline = peer.now() + peer.patience_s
     try:
-        for source in links.source:
-            packet = (await peer.recv(source, data, deadline - peer.now()))[1]
-            try:
-                heard[source] = codec.decode(packet, values)
-            except FrameError as error:
-                peer.refuse(source, error)
-                raise
+        for part, by_worker in zip(parts, heard, strict=True):
+            for source in links.source:
+                packet = (await peer.recv(source, Tag(channel, round_, part), deadline - peer.now()))[1]
+                try:
+                    by_worker[source] = codec.decode(packet, like)
+                except FrameError as error:
+                    peer.refuse(source, error)
+                    raise
     except (PeerGone, TimeoutError, FrameError):
         whole = False
     answer = signal("ok" if whole else "no")

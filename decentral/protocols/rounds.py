@@ -25,7 +25,7 @@ from decentral.replica import digest, seed_of
 from decentral.wire import FrameError
 
 NORMS_KEPT = 16
-"""Rounds whose median norms say what a usual norm is."""
+"""Folds whose median norms say what a usual norm is."""
 NORMS_NEEDED = 3
 """With fewer norms nobody can say which of them is the absurd one."""
 
@@ -123,6 +123,11 @@ class Round:
     def __len__(self) -> int:
         return len(self._pieces)
 
+    @property
+    def members(self) -> Members:
+        """The members of the newest attempt; once it is settled, those whose contributions are in the means."""
+        return self._members
+
     async def settle(self) -> list[Tensor] | None:
         """Return the pieces' means by ascending index, the same bits for every member; None if it was skipped."""
         while True:
@@ -131,12 +136,12 @@ class Round:
             checksum = digest(whole) if len(whole) == len(staged) else None
             ballot = Ballot(self._peer.id, self._channel, self._number, self._members.epoch, checksum)
             decision = await self._peer.vote(ballot)
+            self._members = decision.members
             if decision.outcome != "again":
                 break
-            self._members = decision.members
             for index, piece in self._pieces.items():
                 piece.start(self._reduction(index))
-        self._peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
+        self._peer.ended_round(self._channel, self._number, decision.outcome, self._members.ids)
         skipped = decision.outcome == "skipped"
         for piece in self._pieces.values():
             if not skipped:
@@ -169,7 +174,9 @@ class _Piece:
         self._task: asyncio.Task[Tensor | None] | None = None
 
     def start(self, reduction: _Reduction) -> None:
-        reduction.attempt = reduction.attempt._replace(weight=self._weight, fold=self._fold)
+        fold = self._fold
+        fold.begin()
+        reduction.attempt = reduction.attempt._replace(weight=self._weight, fold=fold, whole=fold.whole)
         self._task = self._peer.spawn(self._stage(reduction))
 
     async def staged(self) -> Tensor | None:
@@ -214,13 +221,24 @@ class _Reduction:
 class _Fold:
     """Folds contributions: leaves out those whose norm is absurd, then merges the others.
 
-    A norm is absurd if it is more than `peer.norm_limit` times the running median: of this round's norms and of the
-    last `NORMS_KEPT` rounds' medians. What it learns counts when the round is committed.
+    A norm is absurd if it is more than `peer.norm_limit` times the running median, which is over the norms of these
+    contributions and the medians of the last `NORMS_KEPT` folds; norms are per element, for folds may be of segments of
+    unequal length. What it learns counts when the round is committed.
     """
 
     def __init__(self, peer: Peer, merge: Merge, name: str) -> None:
         self._peer, self._merge, self._name = peer, merge, name
-        self._learnt: dict[str, Tensor] = {}
+        self._medians: list[float] = []
+        self._center: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether contributions must come in one piece."""
+        return self._merge.whole or self._merge.centered
+
+    def begin(self) -> None:
+        """Another attempt begins: forget what was learnt in the last one."""
+        self._medians, self._center = [], None
 
     def __call__(self, contributions: list[Contribution]) -> Tensor:
         if not isinstance(contributions[0].values, Tensor):  # phantoms have no norm
@@ -231,18 +249,24 @@ class _Fold:
             return weighted_mean(values, [each.weight for each in usual])
         if not self._merge.centered:
             return self._merge.merge(values, None)
-        center = self._peer.slot(f"{self._name}.center", torch.zeros_like(values[0]))
-        merged = self._merge.merge(values, center)
-        self._learnt["center"] = merged
-        return merged
+        self._center = self._merge.merge(values, self._slot("center", torch.zeros_like(values[0])))
+        return self._center
 
     def commit(self) -> None:
-        for name, value in self._learnt.items():
-            self._peer.slot(f"{self._name}.{name}", value).copy_(value)
+        """The round is committed."""
+        if self._center is not None:
+            self._slot("center", self._center).copy_(self._center)
+        if self._medians:
+            kept = self._slot("norms", torch.zeros(NORMS_KEPT))
+            kept.copy_(torch.cat([kept, torch.tensor(self._medians)])[-NORMS_KEPT:])
+
+    def _slot(self, name: str, like: Tensor) -> Tensor:
+        return self._peer.slot(f"{self._name}.{name}", like)
 
     def _usual(self, contributions: list[Contribution]) -> list[Contribution]:
-        norms = [float(torch.linalg.vector_norm(each.values)) for each in contributions]
-        kept = self._peer.slot(f"{self._name}.norms", torch.zeros(NORMS_KEPT))
+        per_element = max(1, contributions[0].values.numel()) ** -0.5
+        norms = [float(torch.linalg.vector_norm(each.values)) * per_element for each in contributions]
+        kept = self._slot("norms", torch.zeros(NORMS_KEPT))
         known = [*(norm for norm in kept.tolist() if norm > 0), *norms]
         median = statistics.median_low(known)
         if len(known) < NORMS_NEEDED or median == 0:
@@ -257,7 +281,7 @@ class _Fold:
                     self._peer.refuse(each.worker, error)
             if not usual:
                 raise FrameError("norm", "no contribution has a usual norm")
-        self._learnt["norms"] = torch.cat([kept[1:], torch.tensor([statistics.median_low(norms)])])
+        self._medians.append(statistics.median_low(norms))
         return usual
 
 

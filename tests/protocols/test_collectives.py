@@ -254,14 +254,9 @@ def test_closed_groups_keep_the_mean_when_some_come_too_late(topology: RandomGro
 def test_a_vector_in_many_segments_comes_to_the_same_bits(
     codec: Codec, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def script(peer: Peer) -> Tensor:
-        result = await ALL_REDUCE["butterfly"](peer, start_of(peer.id, 1000), codec, Attempt(peer.members, "test", 1))
-        await asyncio.sleep(1.0)
-        return result
-
-    whole = drive(script, workers)
+    whole = drive(reduce_by("butterfly", codec, 1000), workers)
     monkeypatch.setattr(collectives, "SEGMENT", 64)
-    for worker, result in drive(script, workers).items():
+    for worker, result in drive(reduce_by("butterfly", codec, 1000), workers).items():
         assert torch.equal(result, whole[worker])
 
 
@@ -295,3 +290,11 @@ def test_who_gives_up_in_mid_segments_makes_nobody_wait(monkeypatch: pytest.Monk
 
 def _fails(_contributions: list[Contribution]) -> Tensor:
     raise FrameError("not_finite", "for the test")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_gather_in_many_segments_comes_to_the_same_bits(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = drive(reduce_by("gather", Int8(block=16), 1000), workers)
+    monkeypatch.setattr(collectives, "SEGMENT", 64)
+    for worker, result in drive(reduce_by("gather", Int8(block=16), 1000), workers).items():
+        assert torch.equal(result, whole[worker])
