@@ -1,0 +1,1 @@
+"""Runs of hours made short: `make soak`."""

@@ -1,0 +1,227 @@
+"""Ten thousand rounds over real sockets, with peers killed and started again: what grows, leaks.
+
+    python -m soak.rounds [--rounds 10000] [--seed 0]
+
+Four processes exchange a small vector in random pairs. Two of them are killed (SIGKILL) again and again, at random, and
+come back as new incarnations. The two that live on report resident memory, tasks, threads and open files as they go.
+At the end none of these may have grown, and the exchanges between live workers must have been applied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from decentral.inner import SGD
+from decentral.journal import Record, Synced
+from decentral.members import Members
+from decentral.peer import Peer
+from decentral.protocols import Int8, RandomGroups
+from decentral.protocols.collectives import exchange
+from decentral.replica import TorchReplica
+from decentral.tasks import Quadratic
+from decentral.workers.rpc import Keys
+from decentral.workers.transport import Contact, Transport
+from decentral.workers.world import Inbox, RealWorld
+
+WORKERS = 4
+MORTALS = (2, 3)
+DIMENSION = 4096
+REPORT_EVERY = 100
+NOTICE = 200
+"""Rounds between the news of a join and the round from which it counts: nobody is further ahead than that."""
+GROWTH = 1.05
+"""How much more memory, at the most, in the last tenth of the run than after the first quarter."""
+KEYS = Keys("the secret of a soak run")
+
+
+@dataclass
+class Change:
+    """Who is in the run from round `first` on."""
+
+    members: Members
+    contacts: Mapping[int, Contact]
+    first: int
+
+
+# -- a worker ----------------------------------------------------------------------------------------------------------
+
+
+class _World(RealWorld):
+    """A worker's world without a coordinator: records are counted."""
+
+    def __init__(self, transport: Transport, incarnation: int) -> None:
+        super().__init__(transport, None, incarnation=incarnation, speed=1.0)  # type: ignore[arg-type]
+        self.committed = 0
+
+    def record(self, record: Record) -> None:
+        self.committed += isinstance(record, Synced) and record.outcome == "committed" and len(record.members) > 1
+
+
+def _worker(worker: int, incarnation: int, rounds: int, pipe: Connection) -> None:
+    asyncio.run(_work(worker, incarnation, rounds, pipe))
+
+
+async def _work(worker: int, incarnation: int, rounds: int, pipe: Connection) -> None:
+    inbox = Inbox()
+    transport = Transport(inbox, keys=KEYS, max_packet_bytes=1 << 20, patience_s=5.0)
+    pipe.send(await transport.start("127.0.0.1"))
+    changes: asyncio.Queue[Change] = asyncio.Queue()
+    asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: changes.put_nowait(pipe.recv()))
+    change = await changes.get()
+    task = Quadratic(dimension=DIMENSION)
+    replica = TorchReplica(task, SGD(lr=0.1), worker=worker, seed=0, batch_size=1, total_steps=rounds)
+    world = _World(transport, incarnation)
+    peer = inbox.peer = Peer(world, replica, change.members, worker=worker, seed=0, steps=rounds, patience_s=5.0)
+    peer.cohort = Members(0, tuple(range(WORKERS)))
+    transport.admit(change.contacts)
+    for _ in range(change.first - 1):
+        peer.next_round("pair")
+    pending: list[Change] = []
+    topology = RandomGroups()
+    for number in range(change.first, rounds + 1):
+        while not changes.empty():
+            pending.append(changes.get_nowait())
+        while pending and pending[0].first <= number:
+            change = pending.pop(0)
+            gone = set(peer.members) - set(change.members)
+            transport.admit(change.contacts)
+            peer.changed(change.members, gone)
+        links = topology.links(peer, round_ := peer.next_round("pair"))
+        await exchange(peer, links, peer.params, Int8(), round_=round_)
+        await asyncio.sleep(0)
+        if number % REPORT_EVERY == 0:
+            pipe.send(
+                (number, _resident(), len(asyncio.all_tasks()), threading.active_count(), _files(), world.committed)
+            )
+    await transport.drained()
+    asyncio.get_running_loop().remove_reader(pipe.fileno())
+    await transport.close()
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Life:
+    """One incarnation of a worker, as the driver sees it."""
+
+    process: Any
+    pipe: Connection
+    contact: Contact
+    reports: list[tuple[int, ...]] = field(default_factory=list)
+
+
+class Soak:
+    """Starts, kills and restarts the workers, and keeps what they report."""
+
+    def __init__(self, rounds: int, seed: int) -> None:
+        self._rounds = rounds
+        self._random = random.Random(seed)
+        self._spawn = multiprocessing.get_context("spawn")
+        self._epoch = 0
+        self._lives: dict[int, Life] = {}
+        self.kills = 0
+
+    def run(self) -> dict[int, Life]:
+        """Return the workers as they ended."""
+        for worker in range(WORKERS):
+            self._lives[worker] = self._begin(worker, 0)
+        self._tell(first=1)
+        back: dict[int, int] = {}  # round at which a killed worker is started again
+        next_kill = self._interval()
+        done: set[int] = set()
+        while len(done) < len(self._lives):
+            for pipe in wait([life.pipe for worker, life in self._lives.items() if worker not in done], timeout=60.0):
+                worker = next(worker for worker, life in self._lives.items() if life.pipe is pipe)
+                try:
+                    self._lives[worker].reports.append(pipe.recv())  # type: ignore[union-attr]
+                except EOFError:
+                    done.add(worker)
+            reached = max(life.reports[-1][0] if life.reports else 0 for life in self._lives.values())
+            if reached > next_kill and reached + 3 * NOTICE < self._rounds and not done:
+                victim = self._random.choice([worker for worker in MORTALS if worker in self._lives])
+                self._kill(victim)
+                back[victim] = reached + self._random.randint(0, 3) * REPORT_EVERY
+                next_kill = reached + self._interval()
+            for worker in [worker for worker, when in back.items() if reached >= when]:
+                del back[worker]
+                self._lives[worker] = self._begin(worker, self.kills)
+                self._tell(first=reached + NOTICE)
+        return self._lives
+
+    def _begin(self, worker: int, incarnation: int) -> Life:
+        ours, theirs = self._spawn.Pipe()
+        process = self._spawn.Process(target=_worker, args=(worker, incarnation, self._rounds, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return Life(process, ours, Contact(incarnation, ours.recv()))
+
+    def _kill(self, worker: int) -> None:
+        life = self._lives.pop(worker)
+        life.process.kill()
+        life.process.join()
+        life.pipe.close()
+        self.kills += 1
+        self._tell(first=0)
+
+    def _tell(self, first: int) -> None:
+        self._epoch += 1
+        contacts = {worker: life.contact for worker, life in self._lives.items()}
+        change = Change(Members(self._epoch, tuple(contacts)), contacts, first)
+        for life in self._lives.values():
+            life.pipe.send(change)
+
+    def _interval(self) -> int:
+        return self._random.randint(4, 10) * REPORT_EVERY
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    began = time.monotonic()
+    soak = Soak(options.rounds, options.seed)
+    lives = soak.run()
+    table = Table("worker", "committed", "resident MB, early", "late", "tasks", "threads", "files")
+    sound = True
+    for worker in sorted(set(lives) - set(MORTALS)):
+        reports = lives[worker].reports
+        early, late = reports[len(reports) // 4 : len(reports) // 2], reports[-max(1, len(reports) // 10) :]
+        before, after = ([statistics.median(column) for column in zip(*part, strict=True)] for part in (early, late))
+        sound &= after[1] <= GROWTH * before[1] and all(after[i] <= before[i] + 2 for i in (2, 3, 4))
+        sound &= reports[-1][0] == options.rounds // REPORT_EVERY * REPORT_EVERY and reports[-1][5] > options.rounds / 2
+        counts = [f"{before[i]:g} -> {after[i]:g}" for i in (2, 3, 4)]
+        table.add_row(str(worker), str(reports[-1][5]), f"{before[1] / 1e6:.1f}", f"{after[1] / 1e6:.1f}", *counts)
+    Console().print(table)
+    print(f"{options.rounds} rounds, {soak.kills} kills, {time.monotonic() - began:.0f} s")
+    if not sound:
+        sys.exit("something has grown, or rounds were lost")
+
+
+if __name__ == "__main__":
+    main()
