@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+FUZZ_SECONDS ?= 600
 
 # The CPU build of torch where there is no NVIDIA GPU: the plain Linux build brings several GB of CUDA libraries.
 TORCH := torch==2.13.0
@@ -13,7 +14,7 @@ TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cp
 endif
 endif
 
-.PHONY: train test lint format bench clean
+.PHONY: train test lint format bench fuzz soak clean
 
 train: $(READY)
 	$(BIN)/decentral train
@@ -33,6 +34,16 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# A million spoiled frames, then as many as coverage leads to. atheris has wheels for Linux alone.
+fuzz: $(READY)
+	$(BIN)/python -m fuzz --frames 1000000 --seconds $(FUZZ_SECONDS)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m fuzz.guided -max_total_time=$(FUZZ_SECONDS)
+
+# Hours: the fuzzers, then ten thousand rounds over real sockets with peers killed and started again.
+soak: fuzz
+	$(BIN)/python -m soak.rounds
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from decentral.errors import TaskError
+from decentral.errors import ConfigError, TaskError
 from decentral.inner import Inner
 from decentral.phantom import Phantom
 from decentral.state import Layout, bind, layout_of
@@ -30,14 +31,27 @@ class Replica(Protocol):
     grads: Tensor
     layout: Layout
     batch_size: int
+    inner: Inner
 
+    def inner_state(self, name: str) -> Tensor: ...
     def new_slot(self, like: Tensor | None) -> Tensor: ...
     def train(self, step: int, steps: int) -> float | None: ...
     def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> float | None: ...
     def update(self, step: int) -> None: ...
     def loss(self, step: int) -> float: ...
     def evaluate(self) -> dict[str, float]: ...
+    def statistics(self) -> Tensor: ...
+    def set_statistics(self, values: Tensor) -> None: ...
+    def estimate_statistics(self, step: int, batches: int) -> None: ...
     def digest(self) -> int: ...
+
+
+def require_state(inner: Inner, name: str) -> None:
+    """Raise `ConfigError` if the inner optimiser keeps no running mean of that name."""
+    known = (*inner.momenta, *inner.variances)
+    if name not in known:
+        kept = f"keeps {', '.join(known)}" if known else "keeps no running means"
+        raise ConfigError(f"inner: the rule needs the inner optimiser's '{name}', and '{inner.spelling()}' {kept}")
 
 
 def seed_of(*parts: object) -> int:
@@ -87,9 +101,19 @@ class TorchReplica:
         self.grads = torch.zeros(self.layout.size, device=self.device)
         bind(self.model, self.layout, self.params, self.grads)
         self.model.train()
-        self.optimizer = inner.build(self.params)
+        self.optimizer = inner.fit(self.layout.matrices()).build(self.params)
         self.params.grad = self._model_grads = self.grads
         self._readiness = _Readiness(self.model, self.layout)
+        self._norms = [
+            module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
+
+    def inner_state(self, name: str) -> Tensor:
+        """Return a live part of the inner optimiser's state, `[P]` where the model is; zeros before the first step."""
+        require_state(self.inner, name)
+        (params,) = self.optimizer.param_groups[0]["params"]
+        state: Tensor = self.optimizer.state[params][name]
+        return state
 
     def new_slot(self, like: Tensor | None) -> Tensor:
         return torch.zeros_like(self.params) if like is None else like.detach().clone()
@@ -130,9 +154,45 @@ class TorchReplica:
         """Return the task's held-out metrics at the current parameters."""
         return evaluate(self.task, self.model)
 
+    def statistics(self) -> Tensor:
+        """Return the running means of all batch normalisations, then their running variances: `[S]` float32, a copy."""
+        means, variances = self._running()
+        return torch.cat([*means, *variances]).cpu() if means else torch.empty(0)
+
+    def set_statistics(self, values: Tensor) -> None:
+        """Take over what `statistics` returned, here or elsewhere. Counters of batches stay what they are."""
+        means, variances = self._running()
+        place = 0
+        for buffer in [*means, *variances]:
+            buffer.copy_(values[place : place + buffer.numel()])
+            place += buffer.numel()
+
+    def estimate_statistics(self, step: int, batches: int) -> None:
+        """Replace the running statistics by their means over the last `batches` batches before `step`.
+
+        At the current parameters, all but the batch normalisations in eval mode, without a gradient.
+        """
+        kept = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        self.model.eval()
+        for norm in self._norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.num_batches_tracked = None, torch.zeros_like(norm.num_batches_tracked)
+            norm.train()
+        try:
+            for at in range(max(0, step - batches), max(step, 1)):
+                self.loss(at)
+        finally:
+            for norm, (momentum, counted) in zip(self._norms, kept, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, counted
+            self.model.train()
+
     def digest(self) -> int:
         """Return a checksum of the parameters' bytes."""
         return digest([self.params])
+
+    def _running(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the live running means and variances of the batch normalisations, in the order of the model."""
+        return [norm.running_mean for norm in self._norms], [norm.running_var for norm in self._norms]
 
     def _gradient(self, step: int) -> Tensor:
         self._model_grads.zero_()
@@ -201,6 +261,8 @@ def digest(values: Sequence[Tensor]) -> int:
     for value in values:
         if isinstance(value, Tensor):
             flat = value.detach().contiguous().view(-1).view(torch.uint8)
+            if flat.storage_offset() % 8:
+                flat = flat.clone()  # 64-bit words must be aligned
             whole = flat.numel() // DIGEST_ROW * DIGEST_ROW
             sums = flat[:whole].view(torch.int64).view(-1, DIGEST_ROW // 8).sum(dim=1)
             for part in (sums.view(torch.uint8), flat[whole:]):
@@ -260,14 +322,19 @@ class _Readiness:
 class PhantomReplica:
     """A replica of `layout` without elements, for timing-only simulation."""
 
-    def __init__(self, layout: Layout, batch_size: int) -> None:
+    def __init__(self, layout: Layout, batch_size: int, inner: Inner) -> None:
         self.layout = layout
         self.batch_size = batch_size
+        self.inner = inner
         self.params: Tensor = Phantom(layout.size)  # type: ignore[assignment]
         self.grads: Tensor = Phantom(layout.size)  # type: ignore[assignment]
 
-    def new_slot(self, like: Tensor | None) -> Tensor:
+    def inner_state(self, name: str) -> Tensor:
+        require_state(self.inner, name)
         return self.params
+
+    def new_slot(self, like: Tensor | None) -> Tensor:
+        return self.params if like is None else like
 
     def train(self, step: int, steps: int) -> None:
         return None
@@ -284,6 +351,15 @@ class PhantomReplica:
 
     def evaluate(self) -> dict[str, float]:
         return {}
+
+    def statistics(self) -> Tensor:
+        return torch.empty(0)
+
+    def set_statistics(self, values: Tensor) -> None:
+        return None
+
+    def estimate_statistics(self, step: int, batches: int) -> None:
+        return None
 
     def digest(self) -> int:
         return 0

@@ -188,7 +188,7 @@ class _Butterfly:
             for member in self._members:
                 if member != self._peer.id:
                     self._peer.send(member, self._attempt.tag(f"g{segment or ''}"), reduced)
-            self.result[start:stop] = self._codec.read(reduced, part)
+            self._codec.read(reduced, part, into=self.result[start:stop])
         self._reduced += 1
 
     async def collect(self, segment: int) -> None:
@@ -196,7 +196,7 @@ class _Butterfly:
         tag = self._attempt.tag(f"g{segment or ''}")
         for owner, (start, stop) in self._others(segment):
             packet = await self._attempt.hear(self._peer, owner, tag)
-            self.result[start:stop] = self._codec.read(packet, self._values[start:stop])
+            self._codec.read(packet, self._values[start:stop], into=self.result[start:stop])
 
     def owed(self) -> list[tuple[int, Tag]]:
         """Return what has not been sent yet, in the order in which the others will ask for it."""

@@ -96,11 +96,14 @@ class Codec(Part):
         """
         return self.read(packet, like)
 
-    def read(self, packet: Packet, like: Tensor) -> Tensor:
-        """Return what `decode` does, perhaps in the packet's own storage, which others may read: do not change it."""
+    def read(self, packet: Packet, like: Tensor, into: Tensor | None = None) -> Tensor:
+        """Return what `decode` does, perhaps in the packet's own storage, which others may read: do not change it.
+
+        With `into` `[n]` float32, contiguous, it is written there instead.
+        """
         numel = like.numel()
         if packet.codec != self.spelling():
-            raise FrameError("codec", f"expected a packet of codec '{self.spelling()}', got one of '{packet.codec}'")
+            raise FrameError("codec", f"expected a packet of codec '{self.spelling()}', got one of {packet.codec!r}")
         if (packet.numel, packet.nbytes) != (numel, self.wire_bytes(numel)):
             raise FrameError(
                 "length",
@@ -113,16 +116,19 @@ class Codec(Part):
             raise FrameError(
                 "length", f"a packet of codec '{packet.codec}' says {packet.nbytes} bytes and brings another number"
             )
-        values = self.opened(packet.payload.to(like.device), numel)
+        values = self.opened(packet.payload.to(like.device), numel, into)
         if numel:
             low, high = torch.aminmax(values)  # one pass without temporaries; NaN is contagious
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise FrameError("not_finite", f"a packet of codec '{self.spelling()}' decodes to NaN or infinity")
         return values.view(like.shape)
 
-    def opened(self, payload: Tensor, numel: int) -> Tensor:
-        """Return what a payload of the right length stands for, `[numel]` float32; it may be a view of the payload."""
-        values = torch.empty(numel, dtype=torch.float32, device=payload.device)
+    def opened(self, payload: Tensor, numel: int, into: Tensor | None) -> Tensor:
+        """Return what a payload of the right length stands for, `[numel]` float32, in `into` if there is one.
+
+        Otherwise it may be a view of the payload.
+        """
+        values = torch.empty(numel, dtype=torch.float32, device=payload.device) if into is None else into
         if numel:
             self.unpack(payload, values)
         return values
@@ -169,8 +175,8 @@ class Wrapper(Codec):
     def decode(self, packet: Packet, like: Tensor) -> Tensor:
         return self.codec.decode(packet, like)
 
-    def read(self, packet: Packet, like: Tensor) -> Tensor:
-        return self.codec.read(packet, like)
+    def read(self, packet: Packet, like: Tensor, into: Tensor | None = None) -> Tensor:
+        return self.codec.read(packet, like, into)
 
     def fit(self, shapes: Sequence[tuple[int, ...]]) -> Codec:
         return self.model_copy(update={"codec": self.codec.fit(shapes)})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from decentral.protocols.codecs.codec import Wrapper
+from decentral.protocols.codecs.codec import Codec, Wrapper
 from decentral.protocols.codecs.coder import Coder, Reduce, SlotMaker
 from decentral.wire import Packet
 
@@ -25,8 +25,24 @@ class ErrorFeedback(Wrapper):
     decay: float = Field(default=1.0, ge=0, le=1)
     """beta."""
 
+    @field_validator("codec")
+    @classmethod
+    def _leaves_something_out(cls, codec: Codec) -> Codec:
+        if codec.loss == "none":
+            raise ValueError(f"codec '{codec.spelling()}' leaves nothing out that feedback could add")
+        if codec.loss == "unbiased":
+            raise ValueError(f"feedback around the unbiased codec '{codec.spelling()}' makes its errors grow")
+        if type(codec).coder is not Codec.coder:
+            raise ValueError(f"codec '{codec.spelling()}' remembers by itself what it left out")
+        return codec
+
     def coder(self, slot: SlotMaker) -> Coder:
         return _FeedbackCoder(self, slot)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Return whether no element is NaN or infinity; true of a phantom."""
+    return not isinstance(values, Tensor) or bool(torch.isfinite(values).all())
 
 
 class _FeedbackCoder(Coder):
@@ -55,16 +71,14 @@ class _FeedbackCoder(Coder):
         self._taken()
 
     def _offer(self, values: Tensor) -> Tensor:
-        if self._offered is None:
-            self._offered = self._residual(values) * self._decay + values
+        self._offered = torch.add(values, self._residual(values), alpha=self._decay)
         return self._offered
 
     def _taken(self) -> Tensor | None:
         """Return what was offered; None if it was not finite: nobody took it, and it would be remembered for ever."""
         offered, self._offered = self._offered, None
         assert offered is not None  # nothing was encoded
-        finite = not isinstance(offered, Tensor) or bool(torch.isfinite(offered).all())
-        return offered if finite else None
+        return offered if all_finite(offered) else None
 
     def _residual(self, like: Tensor) -> Tensor:
         return self._slot("residual", torch.zeros_like(like))

@@ -1,0 +1,46 @@
+"""Environments of other projects, for benchmarks that measure them beside decentral; kept outside the repository.
+
+    python -m benchmarks.peers hivemind
+
+makes ~/.cache/decentral-peers/hivemind; without a name it says which there are. The variable DECENTRAL_PEERS names
+another folder than ~/.cache/decentral-peers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+FOLDER = Path(os.environ.get("DECENTRAL_PEERS", Path.home() / ".cache" / "decentral-peers"))
+TORCH = ("torch==2.13.0+cpu", "--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1")
+PINNED = {"hivemind": (*TORCH, "hivemind==1.1.12", "bitsandbytes==0.50.2", "numpy==2.3.5")}
+
+
+def python_of(peer: str) -> Path | None:
+    """Return the Python of the peer's environment; None if it has not been made."""
+    python = FOLDER / peer / "bin" / "python"
+    return python if (FOLDER / peer / "ready").exists() else None
+
+
+def make(peer: str) -> None:
+    """Make the peer's environment, or complete one that was broken off."""
+    folder = FOLDER / peer
+    venv.create(folder, with_pip=True, symlinks=True)
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED[peer]], check=True)
+    (folder / "ready").touch()
+
+
+def main() -> None:
+    for peer in sys.argv[1:]:
+        if peer not in PINNED:
+            raise SystemExit(f"unknown peer '{peer}'; choose one of {', '.join(PINNED)}")
+        make(peer)
+    for peer in PINNED:
+        print(f"{peer}: {python_of(peer) or f'not there; python -m benchmarks.peers {peer} makes it'}")
+
+
+if __name__ == "__main__":
+    main()
