@@ -1,4 +1,4 @@
-"""The command line: train, simulate, compare."""
+"""The command line: train, simulate, compare; certificates."""
 
 from __future__ import annotations
 
@@ -125,6 +125,32 @@ def compare_command(
     else:
         console.print(comparison_table(rows, task_made))
         console.print(f"picture and figures: {folder}")
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Folder for the certificates; made if there is none.")],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Make a sub-folder for each of so many workers; unset: one for all.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days until the certificates expire.")] = 90,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the certificates that are there.")] = False,
+) -> None:
+    """Make certificates, so that a run's machines talk over mutual TLS."""
+    from decentral.workers.certs import issue  # the library for certificates is slow to import
+
+    made = issue(folder, workers=workers, days=days, force=force)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if workers is None:
+        console.print(f"{made[0]}: certificates for {days} days, which all machines share. Copy the folder to each of")
+        console.print("them, or into the image that they start from, always to the same path,")
+    else:
+        console.print(f"{made[0]} to {made[-1]}: certificates for {days} days. Copy one folder to each machine, always")
+        console.print("to the same path,")
+    console.print("and name that path in the run file:\n")
+    console.print(f'    [real]\n    certificates = "{made[0].absolute()}"\n')
+    console.print("Whoever has a worker.key and the run's secret is a member. The authority's key is gone: for more")
+    console.print("workers, after a leak and before the last day, make new certificates for all machines.")
 
 
 def _do(

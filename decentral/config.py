@@ -44,6 +44,11 @@ class Real(Section):
     """Folder of every machine with `ca.pem`, `worker.pem` and `worker.key` (see `decentral certs`); unset: no TLS."""
     start_timeout_s: float = Field(default=120.0, gt=0)
     """Seconds until all workers must have joined, or the run ends."""
+    stream_bps: float = Field(default=200e6, ge=0, allow_inf_nan=False)
+    """Bits per second that a worker sends, and that it receives, while it trains, so that streams do not slow its
+    steps down; 0: as many as come. Waiting for the others it is not held back."""
+    shape_links: bool = False
+    """Emulate the fleet's links: bytes really travel at `up_bps`, `down_bps` and `latency_s`, as they do simulated."""
 
 
 class Run(Section):

@@ -112,7 +112,10 @@ def unpack_header(data: bytes) -> Header:
         raise FrameError("header", f"header has a number out of range: {fields}")
     if nbytes > MAX_PACKET_BYTES:
         raise FrameError("too_large", f"header declares {nbytes} bytes; at most {MAX_PACKET_BYTES} are allowed")
-    return Header(source, incarnation, Tag(channel, round_, part), codec, numel, nbytes, weight)
+    header = Header(source, incarnation, Tag(channel, round_, part), codec, numel, nbytes, weight)
+    if pack_header(header) != data:  # msgpack has several spellings of a number, and both worlds count bytes
+        raise FrameError("header", "header is spelled in another way than `pack_header` spells it")
+    return header
 
 
 SIGNAL = "signal"
@@ -129,7 +132,7 @@ def signal(text: str) -> Packet:
 def signal_text(packet: Packet) -> str:
     """Return what `signal` was given; raises `FrameError` for any other packet."""
     if packet.codec != SIGNAL:
-        raise FrameError("codec", f"expected a signal, got a packet of codec '{packet.codec}'")
+        raise FrameError("codec", f"expected a signal, got a packet of codec {packet.codec!r}")
     if packet.nbytes > MAX_SIGNAL_BYTES:
         raise FrameError("too_large", f"a signal of {packet.nbytes} bytes; at most {MAX_SIGNAL_BYTES} are allowed")
     return _text(packet)

@@ -73,64 +73,62 @@ def issue(folder: Path, *, workers: int | None, days: int, force: bool) -> list[
     taken = [path for each in folders for path in (each / CA, each / CERTIFICATE, each / KEY) if path.exists()]
     if taken and not force:
         raise ConfigError(f"{taken[0]}: there is a file already; choose another folder, or --force to lose it for good")
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    subject = _subject(f"{NAME} authority")
-    authority = (
-        _builder(subject, subject, authority_key.public_key(), authority_key.public_key(), days)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
+    now = datetime.now(timezone.utc)
+    authority = Authority(now - CLOCKS_APART, now + timedelta(days=days))
     for each in folders:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _builder(_subject(NAME), subject, key.public_key(), authority_key.public_key(), days)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs_certificates=False), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), False
-            )
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-            .sign(authority_key, hashes.SHA256())
-        )
-        _write(each / CA, authority.public_bytes(serialization.Encoding.PEM))
-        _write(each / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
-        _write(
-            each / KEY,
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        authority.certify(each)
     return folders
 
 
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public: ec.EllipticCurvePublicKey,
-    issuers: ec.EllipticCurvePublicKey,
-    days: int,
-) -> x509.CertificateBuilder:
-    now = datetime.now(timezone.utc)
-    return (
-        x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_APART)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuers), critical=False)
-    )
+class Authority:
+    """Issues certificates that hold, if nothing else is said, from `begin` to `end` (UTC). Its key is never written."""
+
+    def __init__(self, begin: datetime, end: datetime) -> None:
+        self._begin, self._end = begin, end
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _subject(f"{NAME} authority")
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        self._certificate = self._signed(self._name, self._key.public_key(), end, constraints)
+
+    def certify(self, folder: Path, end: datetime | None = None) -> None:
+        """Make a key and its certificate and write what a machine needs into `folder`; raises `ConfigError`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        constraints = x509.BasicConstraints(ca=False, path_length=None)
+        certificate = self._signed(_subject(NAME), key.public_key(), end or self._end, constraints)
+        pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+        _write(folder / CA, self._certificate.public_bytes(pem))
+        _write(folder / CERTIFICATE, certificate.public_bytes(pem))
+        _write(folder / KEY, key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+
+    def _signed(
+        self, subject: x509.Name, public: ec.EllipticCurvePublicKey, end: datetime, constraints: x509.BasicConstraints
+    ) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder(subject_name=subject, issuer_name=self._name, public_key=public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._begin)
+            .not_valid_after(end)
+            .add_extension(constraints, critical=True)
+            .add_extension(_usage(authority=constraints.ca), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        if not constraints.ca:
+            uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+            builder = builder.add_extension(uses, critical=False)
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
 
 
 def _subject(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def _usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

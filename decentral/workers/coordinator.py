@@ -347,7 +347,7 @@ class CoordinatorActor:
         self._coordinator: Coordinator | None = None
 
     async def start(self, port: int) -> str:
-        """Listen on this machine's `port`; return the address. Raises `ConfigError`, or `RunError` for a port in use."""
+        """Listen on this machine's `port`; return the address. Raises `ConfigError`, and `RunError`: a port in use."""
         keys = rpc.Keys.here(self._secret, self._certificates)
         self._coordinator = Coordinator(self._workers, silence_s=self._silence_s)
         server = CoordinatorServer(self._coordinator, keys)

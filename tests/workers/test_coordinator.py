@@ -19,6 +19,7 @@ from decentral.workers import rpc
 from decentral.workers.coordinator import SERVICE, Coordinator, CoordinatorClient, CoordinatorServer, Entrant
 
 SECRET = "0123456789abcdef"
+KEYS = rpc.Keys(SECRET)
 METHODS = ("join", "vote", "watch", "report", "leave")
 
 
@@ -35,9 +36,9 @@ class Served:
 @asynccontextmanager
 async def served(workers: int, **options: Any) -> AsyncIterator[Served]:
     coordinator = Coordinator(range(workers), **{"silence_s": 60.0, **options})
-    server = CoordinatorServer(coordinator, SECRET)
+    server = CoordinatorServer(coordinator, KEYS)
     address = await server.start("127.0.0.1", 0)
-    clients = [CoordinatorClient(address, worker, SECRET) for worker in range(workers)]
+    clients = [CoordinatorClient(address, worker, KEYS) for worker in range(workers)]
     try:
         yield Served(coordinator, address, clients)
     finally:
@@ -220,8 +221,8 @@ def test_records_come_once_and_in_order_even_if_they_are_reported_twice() -> Non
 
 
 async def raw(address: str, method: str, request: bytes, secret: str | None = SECRET) -> tuple[grpc.StatusCode, str]:
-    metadata = () if secret is None else rpc.credentials(secret)
-    async with rpc.dial(address) as channel:
+    metadata = () if secret is None else rpc.Keys(secret).metadata
+    async with rpc.dial(address, KEYS) as channel:
         try:
             await channel.unary_unary(f"/{SERVICE}/{method}")(request, metadata=metadata, timeout=10)
         except grpc.aio.AioRpcError as error:
@@ -286,7 +287,7 @@ def test_nonsense_is_refused_and_the_server_goes_on() -> None:
 
 def test_an_absent_coordinator_is_a_run_error_that_names_its_address() -> None:
     async def main() -> None:
-        client = CoordinatorClient("127.0.0.1:1", 3, SECRET)
+        client = CoordinatorClient("127.0.0.1:1", 3, KEYS)
         with pytest.raises(RunError, match=r"worker 3: the coordinator at 127\.0\.0\.1:1 did not answer 'report'"):
             await client.report(0, [])
         await client.close()
@@ -299,6 +300,6 @@ def test_a_port_in_use_is_a_run_error_that_names_it() -> None:
         async with served(1) as here:
             port = int(here.address.rpartition(":")[2])
             with pytest.raises(RunError, match=rf"port {port} of 127\.0\.0\.1.*real\.port"):
-                await CoordinatorServer(here.coordinator, SECRET).start("127.0.0.1", port)
+                await CoordinatorServer(here.coordinator, KEYS).start("127.0.0.1", port)
 
     run(main())
