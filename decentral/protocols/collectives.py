@@ -50,7 +50,7 @@ class Attempt(NamedTuple):
     """One run of a collective: who takes part, what its messages are called, and how contributions are folded.
 
     `weight` says how much ours counts. Only algorithms in which somebody holds all contributions heed it and `fold`;
-    `whole` says that `fold` must see whole contributions.
+    `whole` says that `fold` must see whole contributions, `all_or_none` that it must see everybody's.
     """
 
     members: Members
@@ -60,6 +60,7 @@ class Attempt(NamedTuple):
     weight: int = 1
     fold: Fold = plain_mean
     whole: bool = False
+    all_or_none: bool = False
 
     def tag(self, part: str) -> Tag:
         return Tag(self.channel, self.round, f"{self.members.epoch}.{self.piece}.{part}")
@@ -81,7 +82,8 @@ class Attempt(NamedTuple):
     async def contributions(self, peer: Peer, own: Packet, tag: Tag, codec: Codec, like: Tensor) -> list[Contribution]:
         """Return what each member sent under the tag, `own` as it travels; who sent what cannot be used is left out.
 
-        Raises `FrameError` when nothing is left, `PeerGone` and `TimeoutError` when somebody sends nothing.
+        Raises `FrameError` when nothing is left, or for the first that cannot be used if it is `all_or_none`;
+        `PeerGone` and `TimeoutError` when somebody sends nothing.
         """
         usable = []
         for member in self.members:
@@ -92,6 +94,8 @@ class Attempt(NamedTuple):
                 usable.append(Contribution(member, codec.read(packet, like), packet.weight))
             except FrameError as error:
                 peer.refuse(member, error)
+                if self.all_or_none:
+                    raise
         if not usable:
             raise FrameError("not_finite", f"no member's contribution to {tag} can be used")
         return usable

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from decentral.errors import ConfigError
 from decentral.part import Part
 from decentral.protocols.naming import part_named
+
+CANCELLED = 1e-6
+"""A mean of unit vectors that is shorter than this is rounding and has no direction."""
 
 
 def mean(contributions: Sequence[Tensor]) -> Tensor:
@@ -29,6 +34,35 @@ def weighted_mean(contributions: Sequence[Tensor], weights: Sequence[int]) -> Te
     for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
         total = total.add_(contribution, alpha=float(weight))
     return total.div_(float(sum(weights)))
+
+
+def pull(values: Tensor, sent: Tensor, heard: Mapping[int, Tensor], weights: Mapping[int, float]) -> None:
+    """values <- values + sum_j w_j (heard_j - sent) in place, all `[n]`: what gossip makes of an exchange.
+
+    `sent` is what the others heard of us, as they decoded it: with equal weights at both ends of a link the sum of both
+    `values` stays what it was, even if they have changed since.
+    """
+    for worker, theirs in heard.items():
+        values.add_(theirs - sent, alpha=weights[worker])
+
+
+def radial_mean(contributions: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """Return the weighted mean length along the mean direction, of one tensor from each worker, `[n]` float32.
+
+        (sum_i w_i |x_i| / sum_i w_i) phi(sum_i w_i phi(x_i) / sum_i w_i),   phi(x) = x / |x|,   phi(0) = 0
+
+    Unlike the mean's, its length does not shrink where workers disagree; where their directions cancel it is the mean.
+    Decoupled DiLoCo (arXiv 2604.21428), as a third-party implementation transcribes it.
+    """
+    average = weighted_mean(contributions, weights)
+    norms = [float(torch.linalg.vector_norm(each)) for each in contributions]
+    directions = [each / norm if norm else each for each, norm in zip(contributions, norms, strict=True)]
+    direction = weighted_mean(directions, weights)
+    length = float(torch.linalg.vector_norm(direction))
+    if length < CANCELLED:
+        return average
+    radius = sum(weight * norm for weight, norm in zip(weights, norms, strict=True)) / sum(weights)
+    return direction.mul_(radius / length)
 
 
 class Merge(Part):
@@ -72,9 +106,28 @@ class Outer(Part):
     lr: float = Field(gt=0)
     """Outer learning rate (eta)."""
 
+    def fit(self, sizes: Sequence[int]) -> Outer:
+        """Return the optimiser for vectors that are tensors of so many elements each, one after the other."""
+        return self
+
     @abstractmethod
     def step(self, anchor: Tensor, gradient: Tensor, momentum: Tensor) -> None:
         """Change `anchor` and `momentum` in place; `gradient` is left alone. All `[n]` float32."""
+
+    def stretched(self, ratio: float) -> Outer:
+        """Return the optimiser for rounds `ratio` times as long: mu' = mu^ratio, eta' = eta (1 - mu') / (1 - mu).
+
+        It remembers as many local steps, and a constant outer gradient moves it as far a round in the end. Raises
+        `ConfigError` for an optimiser without a field `momentum`.
+        """
+        momentum = getattr(self, "momentum", None)
+        if not isinstance(momentum, float):
+            raise ConfigError(
+                f"rule.outer: '{self.spelling()}' has no momentum that could follow the length of a phase; "
+                "choose 'nesterov' or 'sgd'"
+            )
+        kept = momentum**ratio
+        return self.model_copy(update={"momentum": kept, "lr": self.lr * (1 - kept) / (1 - momentum)})
 
 
 class OuterSGD(Outer):

@@ -75,6 +75,17 @@ class AllReduceRule(SyncRule):
         means = await round_.settle()
         return None if means is None else means[0]
 
+    def launch(
+        self, peer: Peer, values: Tensor, channel: str = "sync", fragment: Fragment | None = None
+    ) -> asyncio.Task[list[Tensor] | None]:
+        """Begin a channel's next round, with one piece `values` `[n]`, and settle it while the worker goes on.
+
+        The task returns what `Round.settle` does. The channel's next round must not begin before it has ended.
+        """
+        round_ = self.begin(peer, channel, None if fragment is None else [fragment])
+        round_.contribute(values)
+        return peer.spawn(round_.settle())
+
 
 class Round:
     """One round on a channel: pieces are reduced in the background as they are contributed, then decided together.
@@ -117,16 +128,17 @@ class Round:
             spans = self._fragments[index].spans if self._fragments else ((0, peer.layout.size),)
             codec = codec.fit(peer.layout.shapes(spans))
         coder = codec.coder(lambda slot, like: peer.slot(f"{name}.{slot}", like)) or Coder(codec)
-        self._pieces[index] = piece = _Piece(peer, values, weight, coder, _Fold(peer, self._merge, name))
+        fold = _Fold(peer, self._merge, name, all_or_none=codec.same_participants)
+        self._pieces[index] = piece = _Piece(peer, values, weight, coder, fold)
         piece.start(self._reduction(index))
 
     def __len__(self) -> int:
         return len(self._pieces)
 
     @property
-    def members(self) -> Members:
-        """The members of the newest attempt; once it is settled, those whose contributions are in the means."""
-        return self._members
+    def number(self) -> int:
+        """The round's number on its channel, 1 at first, the same at every member."""
+        return self._number
 
     async def settle(self) -> list[Tensor] | None:
         """Return the pieces' means by ascending index, the same bits for every member; None if it was skipped."""
@@ -136,12 +148,12 @@ class Round:
             checksum = digest(whole) if len(whole) == len(staged) else None
             ballot = Ballot(self._peer.id, self._channel, self._number, self._members.epoch, checksum)
             decision = await self._peer.vote(ballot)
-            self._members = decision.members
             if decision.outcome != "again":
                 break
+            self._members = decision.members
             for index, piece in self._pieces.items():
                 piece.start(self._reduction(index))
-        self._peer.ended_round(self._channel, self._number, decision.outcome, self._members.ids)
+        self._peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
         skipped = decision.outcome == "skipped"
         for piece in self._pieces.values():
             if not skipped:
@@ -157,9 +169,11 @@ class Round:
         return _Reduction(self._peer, self._all_reduce, attempt)
 
 
-async def agreed_mean(peer: Peer, values: Tensor, codec: Codec, all_reduce: AllReduce = "butterfly") -> Tensor | None:
-    """Return the mean of all members' `values` `[P]`, the same bits for everybody; None if the round was skipped."""
-    round_ = Round(peer, codec, all_reduce)
+async def agreed_mean(
+    peer: Peer, values: Tensor, codec: Codec, all_reduce: AllReduce = "butterfly", channel: str = "sync"
+) -> Tensor | None:
+    """Return the mean of all members' `values` `[n]`, the same bits for everybody; None if the round was skipped."""
+    round_ = Round(peer, codec, all_reduce, channel)
     round_.contribute(values)
     means = await round_.settle()
     return None if means is None else means[0]
@@ -176,7 +190,9 @@ class _Piece:
     def start(self, reduction: _Reduction) -> None:
         fold = self._fold
         fold.begin()
-        reduction.attempt = reduction.attempt._replace(weight=self._weight, fold=fold, whole=fold.whole)
+        reduction.attempt = reduction.attempt._replace(
+            weight=self._weight, fold=fold, whole=fold.whole, all_or_none=fold.all_or_none
+        )
         self._task = self._peer.spawn(self._stage(reduction))
 
     async def staged(self) -> Tensor | None:
@@ -226,8 +242,9 @@ class _Fold:
     unequal length. What it learns counts when the round is committed.
     """
 
-    def __init__(self, peer: Peer, merge: Merge, name: str) -> None:
+    def __init__(self, peer: Peer, merge: Merge, name: str, *, all_or_none: bool) -> None:
         self._peer, self._merge, self._name = peer, merge, name
+        self.all_or_none = all_or_none
         self._medians: list[float] = []
         self._center: Tensor | None = None
 
@@ -243,7 +260,8 @@ class _Fold:
     def __call__(self, contributions: list[Contribution]) -> Tensor:
         if not isinstance(contributions[0].values, Tensor):  # phantoms have no norm
             return weighted_mean([each.values for each in contributions], [each.weight for each in contributions])
-        usual = self._usual(contributions) if self._peer.norm_limit else contributions
+        judged = self._peer.norm_limit and not self.all_or_none
+        usual = self._usual(contributions) if judged else contributions
         values = [each.values for each in usual]
         if not self._merge.robust:
             return weighted_mean(values, [each.weight for each in usual])
@@ -298,6 +316,11 @@ def require_reducible(codec: Codec, all_reduce: AllReduce, merge: Merge) -> None
         raise ConfigError(
             f"rule.merge: '{merge.spelling()}' needs each worker's own update, and codec '{name}' makes sums alone; "
             "take merge 'mean' or another codec"
+        )
+    if codec.same_participants and all_reduce != "gather":
+        raise ConfigError(
+            f"rule.all_reduce: with codec '{name}' every worker must hear each other one's change as it is; set it to "
+            "'gather'"
         )
     if inner.loss in ("contractive", "unbiased") and not inner.linear and all_reduce != "gather":
         raise ConfigError(

@@ -17,7 +17,7 @@ from decentral.journal import Refused
 from decentral.outcome import Outcome
 from decentral.peer import Mailbox, Peer
 from decentral.protocols import DDP, All, DiLoCo, Float32, Gossip, Int8, LocalSGD, NoLoCo, OuterSGD
-from decentral.protocols.codecs import Codec, ErrorFeedback
+from decentral.protocols.codecs import EF21, Codec, ErrorFeedback
 from decentral.protocols.collectives import AllReduce
 from decentral.protocols.gossip import mix
 from decentral.protocols.merge import Merge
@@ -356,3 +356,25 @@ def test_a_round_that_nobody_can_have_come_to_is_refused() -> None:
 
     rule, _results = scripted(script)
     assert refusals(simulate(cluster(rule, 2, 5))) == {(1, 0, "future")}
+
+
+def test_mirrors_of_everybody_need_everybody() -> None:
+    """EF21's common mirror is the mean of all workers' own ones: a round that lacks one of them is none."""
+
+    async def script(peer: Peer) -> list[bool]:
+        done = []
+        for number in range(3):
+            values = start_of(peer.id, 32, seed=number)
+            if peer.id == 1 and number == 1:
+                values[0] = float("nan")
+            round_ = Round(peer, EF21(codec="topk"), "gather")  # type: ignore[arg-type]
+            round_.contribute(values)
+            done.append(await round_.settle() is not None)
+        return done
+
+    rule, results = scripted(script)
+    outcome = simulate(cluster(rule, 3))
+    assert list(results.values()) == [[True, False, True]] * 3
+    assert {source for _worker, source, _code in refusals(outcome)} == {1}
+    with pytest.raises(ConfigError, match="must hear each other one's change"):
+        require_reducible(EF21(codec="topk"), "butterfly", LocalSGD().merge)  # type: ignore[arg-type]
