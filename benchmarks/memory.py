@@ -1,8 +1,8 @@
-"""Memory of a worker beyond its model and inner optimiser, in models: what DiLoCo holds, and what a round takes besides.
+"""Memory of a worker beyond its model and inner optimiser, in models: what DiLoCo holds, and what a round takes.
 
 Real workers on Ray measure themselves: resident memory after the first local step, and the peak over the rounds that
-follow. Allowed are anchor and momentum (2 models), and twice what is in flight (2 models if the whole model is synced at
-once, 2 fragments of it if fragments are).
+follow. Allowed are anchor and momentum (2 models), and twice what is in flight (2 models, as the whole model is synced
+at once).
 
     python -m benchmarks.memory [--parameters 25000000] [--workers 2]
 """

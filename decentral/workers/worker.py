@@ -16,7 +16,9 @@ from decentral.offload import OffloadedReplica
 from decentral.peer import Peer
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
+from decentral.workers.buffers import hold_freed_memory
 from decentral.workers.coordinator import CoordinatorClient, Entrant
+from decentral.workers.pace import Pace
 from decentral.workers.transport import Contact, Transport
 from decentral.workers.world import Inbox, RealWorld
 
@@ -41,6 +43,7 @@ class Worker:
         """
         # Large tensors in pages of 2 MB: fresh memory of a round then costs a third of the time (read at first use).
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        hold_freed_memory()
         run = validated(self._table, "run")
         torch.set_num_threads(run.real.threads)
         place = Place(
@@ -82,7 +85,13 @@ async def live(run: Run, worker: int, incarnation: int, place: Place) -> tuple[P
     )
     run.rule.check_layout(replica.layout)
     inbox = Inbox()
-    transport = Transport(inbox, keys=place.keys, max_packet_bytes=_largest_packet(replica), patience_s=run.patience_s)
+    transport = Transport(
+        inbox,
+        keys=place.keys,
+        max_packet_bytes=_largest_packet(replica),
+        patience_s=run.patience_s,
+        pace=pace_of(run, worker),
+    )
     client = CoordinatorClient(place.coordinator, worker, place.keys)
     try:
         address = await transport.start(place.host)
@@ -105,6 +114,20 @@ async def live(run: Run, worker: int, incarnation: int, place: Place) -> tuple[P
     finally:
         await transport.close()
         await client.close()
+
+
+def pace_of(run: Run, worker: int) -> Pace:
+    """Return the pace that the run file sets for the worker's streams."""
+    training_bps = run.real.stream_bps or None
+    if not run.real.shape_links:
+        return Pace(training_bps=training_bps)
+    group, fleet = run.fleet.each()[worker], run.fleet
+    return Pace(
+        up_bps=group.up_bps or fleet.up_bps,
+        down_bps=group.down_bps or fleet.down_bps,
+        latency_s=fleet.latency_s,
+        training_bps=training_bps,
+    )
 
 
 def _largest_packet(replica: TorchReplica) -> int:

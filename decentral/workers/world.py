@@ -14,8 +14,8 @@ from decentral.journal import Record
 from decentral.members import Ballot, Decision
 from decentral.peer import Peer
 from decentral.protocols import SyncRule
-from decentral.replica import Spans
-from decentral.wire import Header, Packet, Tag, pack_header
+from decentral.replica import BatchId, Spans
+from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers.coordinator import CoordinatorClient
 from decentral.workers.transport import Contact, Transport
 
@@ -103,25 +103,25 @@ class RealWorld:
 
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Do the work in the worker's thread; training takes a slow worker longer, evaluation does not."""
-        return await self._loop.run_in_executor(self._thread, self._slowed(work) if steps else work)
+        return await self._loop.run_in_executor(self._thread, self._training(self._slowed(work) if steps else work))
 
-    async def backward(self, peer: Peer, fragments: Sequence[Spans]) -> AsyncIterator[int]:
+    async def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Compute the gradient in the worker's thread; fragments come out of it as they become final."""
         final: asyncio.Queue[int | None] = asyncio.Queue()
-        pace = _Pace(self._speed)
+        handicap = _Handicap(self._speed)
 
         def ready(index: int | None) -> None:
-            pace.keep()
+            handicap.keep()
             self._loop.call_soon_threadsafe(final.put_nowait, index)
 
         def work() -> float | None:
-            pace.begin()
+            handicap.begin()
             try:
-                return peer.replica.backward(peer.step, fragments, ready)
+                return peer.replica.backward(batch.step, fragments, ready, batch.worker)
             finally:
                 ready(None)
 
-        done = self._loop.run_in_executor(self._thread, work)
+        done = self._loop.run_in_executor(self._thread, self._training(work))
         while (index := await final.get()) is not None:
             yield index
         peer.backward_done(await done)
@@ -148,16 +148,28 @@ class RealWorld:
 
     def _slowed(self, work: Callable[[], T]) -> Callable[[], T]:
         def slowed() -> T:
-            pace = _Pace(self._speed)
-            pace.begin()
+            handicap = _Handicap(self._speed)
+            handicap.begin()
             done = work()
-            pace.keep()
+            handicap.keep()
             return done
 
         return slowed
 
+    def _training(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Have the streams make way for this work."""
 
-class _Pace:
+        def training() -> T:
+            self._transport.pace.training = True
+            try:
+                return work()
+            finally:
+                self._transport.pace.training = False
+
+        return training
+
+
+class _Handicap:
     """Makes a thread's work take 1 / speed times as long, by sleeping after it in proportion."""
 
     def __init__(self, speed: float) -> None:
@@ -189,6 +201,9 @@ class Inbox:
 
     def end(self) -> None:
         self._known().meter.end_transfer()
+
+    def refuse(self, source: int, error: FrameError) -> None:
+        self._known().refuse(source, error)
 
     def _known(self) -> Peer:
         assert self.peer is not None  # the transport takes no packet before it has admitted members

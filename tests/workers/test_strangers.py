@@ -24,7 +24,7 @@ import decentral
 from decentral import cli
 from decentral.errors import ConfigError, PeerGone, RunError
 from decentral.members import Ballot, Members
-from decentral.wire import Header, Packet, Tag, pack_header
+from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers import rpc
 from decentral.workers.certs import CA, CERTIFICATE, KEY, Authority, Certificates, issue
 from decentral.workers.coordinator import Coordinator, CoordinatorClient, CoordinatorServer, Entrant
@@ -76,6 +76,8 @@ class Nobody:
     def deliver(self, header: Header, packet: Packet, nbytes: int) -> None: ...
 
     def end(self) -> None: ...
+
+    def refuse(self, source: int, error: FrameError) -> None: ...
 
 
 class Door(NamedTuple):

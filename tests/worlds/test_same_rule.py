@@ -46,7 +46,7 @@ def run_of(task: dict[str, Any], rule: str, **fields: Any) -> Run:
 
 def rounds(outcome: Outcome) -> list[tuple[Any, ...]]:
     return sorted(
-        (record.worker, record.channel, record.round, record.outcome, record.members, record.sent_bytes)
+        (record.worker, record.channel, record.round, record.outcome, record.members)
         for record in outcome.records
         if isinstance(record, Synced)
     )
