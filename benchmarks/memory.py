@@ -4,7 +4,7 @@ Real workers on Ray measure themselves: resident memory after the first local st
 follow. Allowed are anchor and momentum (2 models), and twice what is in flight (2 models, as the whole model is synced
 at once).
 
-    python -m benchmarks.memory [--parameters 25000000] [--workers 2]
+    python -m benchmarks.memory [--parameters 50000000] [--workers 2]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROUNDS = 4
 class Wide(Task):
     """A stack of square layers of `parameters` elements in all, trained on one sample: next to no activations."""
 
-    parameters: int = 25_000_000
+    parameters: int = 50_000_000
 
     def model(self) -> nn.Module:
         width = round((self.parameters / LAYERS) ** 0.5)
@@ -92,7 +92,7 @@ def run_of(parameters: int, workers: int, **rule: Any) -> Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--parameters", type=int, default=25_000_000)
+    parser.add_argument("--parameters", type=int, default=50_000_000)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     table = Table("codec", "all-reduce", "peak beyond model and AdamW, in models", "allowed")

@@ -17,6 +17,7 @@ from decentral.inner import INNER, AdamW, Inner
 from decentral.part import Section
 from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
 from decentral.protocols.naming import class_named, part_named
+from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every
 from decentral.task import Task
 from decentral.tasks import load_task
@@ -103,7 +104,7 @@ class Run(Section):
         """Return this run under another rule, with its own fields from `compare` and else what both rules share.
 
         Fields of the same name (period, codec, ...) are taken over from this run's rule, so that rules are compared at
-        the same settings; all others keep their defaults.
+        the same settings; all others keep their defaults, and so does a codec or all-reduce that belongs to the rule.
         """
         try:
             cls = class_named(name, RULES, SyncRule, "rule")
@@ -114,7 +115,9 @@ class Run(Section):
             fields.update(self.rule.to_table())
         else:
             shared = {"period", "codec", "all_reduce"} & set(cls.model_fields) & set(type(self.rule).model_fields)
-            fields.update({field: getattr(self.rule, field) for field in shared})
+            usual = AllReduceRule.model_fields
+            own = {field for field in shared & set(usual) if cls.model_fields[field].default != usual[field].default}
+            fields.update({field: getattr(self.rule, field) for field in shared - own})
         fields.update(self.compare.get(name, {}))
         return validated({**self.to_fields(), "rule": fields}, f"rule '{name}'")
 

@@ -56,3 +56,4 @@ class DiLoCo(AllReduceRule):
                 counted = peer.samples
                 self.outer.step(anchor, mean, momentum)
                 peer.params.copy_(anchor)
+            del mean  # its memory is the next round's

@@ -19,7 +19,7 @@ GRAIN = 1 << 16
 """Buffers are of multiples of so many bytes: the chunks of a vector that differ by an element fit the same ones."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_HELD_BYTES, _MAPPED_BYTES = 64 << 20, 8 << 20
+_HELD_BYTES, _MAPPED_BYTES = 64 << 20, 4 << 20
 
 
 def hold_freed_memory() -> bool:

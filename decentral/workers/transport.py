@@ -29,6 +29,8 @@ from decentral.workers.pace import Pace
 
 CHUNK = 1 << 20
 """Bytes of payload in a message."""
+KEPT_BYTES = 1 << 26
+"""Memory for packets that is kept between rounds: what a few segments of a collective take."""
 
 SERVICE = "decentral.Packets"
 METHOD = "Send"
@@ -80,7 +82,7 @@ class Transport:
         self._max_packet_bytes = max_packet_bytes
         self._patience_s = patience_s
         self.pace = pace or Pace()
-        self._buffers = Buffers(max_packet_bytes // 2)  # in a run, one model in float32
+        self._buffers = Buffers(min(max_packet_bytes // 2, KEPT_BYTES))
         self._incoming: Counter[int] = Counter()  # bytes by source
         self._room = asyncio.Event()
         self._contacts: dict[int, Contact] = {}
