@@ -87,6 +87,16 @@ class Evaluated(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Counterfactual(Record):
+    """Held-out metrics that the mean of `members` would have had after `step` local steps; nobody has adopted it."""
+
+    kind: ClassVar[str] = "counterfactual"
+    step: int
+    members: tuple[int, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(slots=True, kw_only=True)
 class Left(Record):
     """The worker left; `reason` is "finished", "crashed" or what was found out. Its accounts of the whole run."""
 
@@ -115,7 +125,9 @@ def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
     return f'{{"kind":"{cls.kind}"{gaps}}}', attrgetter(*names)
 
 
-KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Joined, Trained, Synced, Refused, Evaluated, Left)}
+KINDS: dict[str, type[Record]] = {
+    cls.kind: cls for cls in (Joined, Trained, Synced, Refused, Evaluated, Counterfactual, Left)
+}
 _FORMS = {kind: _form(cls) for kind, cls in KINDS.items()}
 
 

@@ -30,14 +30,16 @@ class OffloadedReplica(TorchReplica):
         self.params.copy_(self._on_device)
         return loss
 
-    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> float:
+    def backward(
+        self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
+    ) -> float:
         def crossed(index: int) -> None:
             for start, stop in fragments[index]:
                 self.grads[start:stop].copy_(self._model_grads[start:stop])
             ready(index)
 
         self._on_device.copy_(self.params)
-        return super().backward(step, fragments, crossed)
+        return super().backward(step, fragments, crossed, worker)
 
     def update(self, step: int) -> None:
         self._on_device.copy_(self.params)

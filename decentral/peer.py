@@ -17,10 +17,11 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from decentral.errors import PeerGone
-from decentral.journal import Evaluated, Joined, Left, Record, Refused, Synced, Trained
+from decentral.inner import Inner
+from decentral.journal import Counterfactual, Evaluated, Joined, Left, Record, Refused, Synced, Trained
 from decentral.members import Ballot, Decision, Members
 from decentral.meter import Meter
-from decentral.replica import Replica, Spans, seed_of
+from decentral.replica import BatchId, Replica, Spans, seed_of
 from decentral.state import Layout
 from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 ROUNDS_A_STEP = 16
 MORE_ROUNDS = 1024
-"""No rule has more rounds than these together: whoever names one far beyond is lying."""
+"""No rule has more rounds than the first, for each local step of anybody, and the second: who names more is lying."""
 UNCLAIMED_MODELS = 8
 """Models in float32 that one worker may send ahead before we ask for them."""
 UNCLAIMED_BYTES = 1 << 20
@@ -41,8 +42,8 @@ class World(Protocol):
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Run `work`, which is worth so many local steps of the worker's time."""
 
-    def backward(self, peer: Peer, fragments: Sequence[Spans]) -> AsyncIterator[int]:
-        """Run one gradient of the replica, yielding fragments as they become final."""
+    def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
+        """Run one gradient of the replica on that batch, yielding fragments as they become final."""
 
     def send(self, peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
         """Start sending; the future ends when the packet has arrived, or with `PeerGone`."""
@@ -58,8 +59,9 @@ class Peer:
     """One worker's view of the run. Made by a world; used by a rule.
 
     Attributes that a rule reads: `id`, `members` (newest known), `cohort` (the members it began with), `seed`, `params`
-    and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `patience_s` (default
-    deadline of a receive), `norm_limit` (a contribution of more than so many times the usual norm is refused; 0: none).
+    and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `samples` (trained on in
+    these steps), `patience_s` (default deadline of a receive), `norm_limit` (a contribution of more than so many times
+    the usual norm is refused; 0: none).
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Peer:
         self.members = members
         self.cohort = members
         self.step = 0
+        self.samples = 0
         self.patience_s = patience_s
         self.norm_limit = norm_limit
         self.meter = Meter(self._loop.time)
@@ -129,7 +132,24 @@ class Peer:
             self._slots[name] = self._replica.new_slot(like)
         return self._slots[name]
 
+    def inner_state(self, name: str) -> Tensor:
+        """Return a running mean that the inner optimiser keeps, `[P]`: change it in place, never while `train` runs.
+
+        `inner.momenta` and `inner.variances` say which there are; zeros before the first step. With offloading it is on
+        the model's device while `params` are not. Raises `ConfigError` if the inner optimiser keeps none of that name.
+        """
+        return self._replica.inner_state(name)
+
     # -- local work ----------------------------------------------------------------------------------------------
+
+    @property
+    def inner(self) -> Inner:
+        """The inner optimiser's hyper-parameters."""
+        return self._replica.inner
+
+    def learning_rate(self, step: int) -> float:
+        """Return the inner learning rate of local step `step`, counted from 0; after the last step that one's."""
+        return self.inner.lr_at(min(step, self._budget - 1), self._budget)
 
     @property
     def steps_left(self) -> int:
@@ -150,17 +170,18 @@ class Peer:
         self._trained(steps, began, loss)
         return steps
 
-    async def backward(self, fragments: Sequence[Spans]) -> AsyncIterator[int]:
-        """Compute one local gradient into `grads`; yield each fragment's index as soon as its part is final.
+    async def backward(self, fragments: Sequence[Spans], batch: BatchId | None = None) -> AsyncIterator[int]:
+        """Compute one gradient into `grads`; yield each fragment's index as soon as its part is final.
 
-        Yields nothing when the budget is spent. Follow it with `apply_update`. Raises `TaskError` as `train` does.
+        On our own next batch, or on that of any worker at any local step. Yields nothing when the budget is spent.
+        Follow it with `apply_update`. Raises `TaskError` as `train` does.
         """
         if self.steps_left <= 0:
             return
         await self._evaluate_if_due()
         self.meter.begin_work("compute")
         try:
-            async for index in self._world.backward(self, fragments):
+            async for index in self._world.backward(self, fragments, batch or BatchId(self.id, self.step)):
                 yield index
         finally:
             self.meter.end_work()
@@ -174,11 +195,36 @@ class Peer:
         """Return the loss of the current parameters on the next batch, without a gradient."""
         return await self._work("compute", 1 / 3, lambda: self._replica.loss(self.step))
 
-    async def evaluate(self) -> dict[str, float]:
-        """Return the task's held-out metrics at the current parameters, and journal them."""
+    async def evaluate(self, mean_of: Members | None = None) -> dict[str, float]:
+        """Return the task's held-out metrics at the current parameters, and journal them.
+
+        `mean_of` says whose mean the parameters are for the moment, if they are not to be adopted: the journal then
+        keeps the metrics apart from those of the run.
+        """
         metrics = await self._work("evaluate", 0.0, self._replica.evaluate)
-        self.record(Evaluated(time_s=self.now(), worker=self.id, step=self.step, metrics=metrics))
+        now, worker, step = self.now(), self.id, self.step
+        if mean_of is None:
+            self.record(Evaluated(time_s=now, worker=worker, step=step, metrics=metrics))
+        else:
+            self.record(Counterfactual(time_s=now, worker=worker, step=step, members=mean_of.ids, metrics=metrics))
         return metrics
+
+    @property
+    def statistics(self) -> Tensor:
+        """The running means of the model's batch normalisations, then their variances: `[S]` float32, a copy.
+
+        Empty if it has none. Assign them to have the model take them over; never while `train` runs.
+        """
+        return self._replica.statistics()
+
+    @statistics.setter
+    def statistics(self, values: Tensor) -> None:
+        self._replica.set_statistics(values)
+
+    async def estimate_statistics(self, batches: int) -> None:
+        """Replace `statistics` by what they are at the current parameters over so many of the batches seen last."""
+        steps = batches / 3  # forward passes alone
+        await self._work("compute", steps, lambda: self._replica.estimate_statistics(self.step, batches))
 
     # -- talk ----------------------------------------------------------------------------------------------------
 
@@ -307,7 +353,7 @@ class Peer:
         if source not in self.members:
             return
         try:
-            if tag.round > ROUNDS_A_STEP * self._budget + MORE_ROUNDS:
+            if tag.round > ROUNDS_A_STEP * self._budget * len(self.cohort) + MORE_ROUNDS:
                 raise FrameError("future", f"{tag}: no round of this run can have such a number")
             self._mail.put(source, tag, packet)
         except FrameError as error:
@@ -345,6 +391,7 @@ class Peer:
     def _trained(self, steps: int, began: float, loss: float | None) -> None:
         self.step += steps
         samples = steps * self._replica.batch_size
+        self.samples += samples
         now = self.now()
         self.record(
             Trained(

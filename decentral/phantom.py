@@ -12,7 +12,7 @@ from decentral.errors import ConfigError
 
 _ELEMENTWISE = """
     add add_ sub sub_ mul mul_ div div_ neg neg_ abs sign lerp lerp_ copy_ clone detach zero_ fill_ to float
-    contiguous addcmul_ addcdiv_ clamp clamp_ sqrt square cpu zeros_like empty_like ones_like
+    contiguous addcmul_ addcdiv_ clamp clamp_ sqrt sqrt_ square cpu zeros_like empty_like ones_like
 """
 _SAME_LENGTH = frozenset(_ELEMENTWISE.split())
 

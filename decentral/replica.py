@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ Spans = tuple[tuple[int, int], ...]
 """Parts of the flat vector: (start, stop) each."""
 
 
+class BatchId(NamedTuple):
+    """Names a batch: the one that `worker` trains on in its local step `step`."""
+
+    worker: int
+    step: int
+
+
 class Replica(Protocol):
     """What a `Peer` trains: real (`TorchReplica`) or, in timing-only mode, sizes alone (`PhantomReplica`)."""
 
@@ -36,7 +43,9 @@ class Replica(Protocol):
     def inner_state(self, name: str) -> Tensor: ...
     def new_slot(self, like: Tensor | None) -> Tensor: ...
     def train(self, step: int, steps: int) -> float | None: ...
-    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> float | None: ...
+    def backward(
+        self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
+    ) -> float | None: ...
     def update(self, step: int) -> None: ...
     def loss(self, step: int) -> float: ...
     def evaluate(self) -> dict[str, float]: ...
@@ -133,10 +142,16 @@ class TorchReplica:
             )
         return float(values.mean())
 
-    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> float:
-        """Fill `grads` with step `step`'s gradient, calling `ready(i)` as soon as all of fragment i is final."""
+    def backward(
+        self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
+    ) -> float:
+        """Fill `grads` with the gradient of step `step`, calling `ready(i)` as soon as all of fragment i is final.
+
+        The batch is our own, or that of another `worker`, with whose random draws it is the gradient that one has at
+        equal parameters.
+        """
         with self._readiness.watch(fragments, ready):
-            loss = float(self._gradient(step))
+            loss = float(self._gradient(step, worker))
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TaskError(f"worker {self.worker}: the loss of local step {step} is {loss}")
         return loss
@@ -172,18 +187,19 @@ class TorchReplica:
 
         At the current parameters, all but the batch normalisations in eval mode, without a gradient.
         """
-        kept = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        kept = [(norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in self._norms]
         self.model.eval()
         for norm in self._norms:
             norm.reset_running_stats()
-            norm.momentum, norm.num_batches_tracked = None, torch.zeros_like(norm.num_batches_tracked)
+            norm.momentum = None  # a plain mean over all batches
             norm.train()
         try:
             for at in range(max(0, step - batches), max(step, 1)):
                 self.loss(at)
         finally:
             for norm, (momentum, counted) in zip(self._norms, kept, strict=True):
-                norm.momentum, norm.num_batches_tracked = momentum, counted
+                norm.momentum = momentum
+                norm.get_buffer("num_batches_tracked").copy_(counted)
             self.model.train()
 
     def digest(self) -> int:
@@ -192,22 +208,25 @@ class TorchReplica:
 
     def _running(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the live running means and variances of the batch normalisations, in the order of the model."""
-        return [norm.running_mean for norm in self._norms], [norm.running_var for norm in self._norms]
+        return [norm.get_buffer("running_mean") for norm in self._norms], [
+            norm.get_buffer("running_var") for norm in self._norms
+        ]
 
-    def _gradient(self, step: int) -> Tensor:
+    def _gradient(self, step: int, worker: int | None = None) -> Tensor:
         self._model_grads.zero_()
-        loss = self._forward(step)
+        loss = self._forward(step, worker)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _forward(self, step: int) -> Tensor:
-        seed = seed_of(self.seed, "step", self.worker, step)
+    def _forward(self, step: int, worker: int | None = None) -> Tensor:
+        worker = self.worker if worker is None else worker
+        seed = seed_of(self.seed, "step", worker, step)
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # the general call below formats a stack for each accelerator
         else:
             torch.manual_seed(seed)
         try:
-            batch = self.task.batch(self.worker, step * self.batch_size, self.batch_size)
+            batch = self.task.batch(worker, step * self.batch_size, self.batch_size)
             return self.task.loss(self.model, to_device(batch, self.device))
         except TaskError:
             raise
@@ -339,7 +358,9 @@ class PhantomReplica:
     def train(self, step: int, steps: int) -> None:
         return None
 
-    def backward(self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None]) -> None:
+    def backward(
+        self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
+    ) -> None:
         for index in reversed(range(len(fragments))):
             ready(index)
 

@@ -56,6 +56,15 @@ class Layout:
         """Return those of `blocks` that are layers."""
         return [span for span, layer in self._cut() if layer is not None]
 
+    def matrices(self) -> list[tuple[int, int, int]]:
+        """Return (start, rows, columns) of the layers' weight matrices; a convolution has a row for each output."""
+        layers = self.layers()
+        return [
+            (entry.start, entry.shape[0], (entry.stop - entry.start) // entry.shape[0])
+            for entry in self.entries
+            if len(entry.shape) > 1 and any(start <= entry.start < stop for start, stop in layers)
+        ]
+
     def _cut(self) -> list[tuple[tuple[int, int], str | None]]:
         """Return the blocks, each with the index of its layer, None for what belongs to no layer."""
         places = [_places(entry.name) for entry in self.entries]

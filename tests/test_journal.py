@@ -11,6 +11,7 @@ from cluster import cluster, crash
 from decentral.errors import ConfigError
 from decentral.journal import (
     KINDS,
+    Counterfactual,
     Evaluated,
     Joined,
     JournalWriter,
@@ -33,6 +34,7 @@ RECORDS: list[Record] = [
     Synced(time_s=2.5, worker=1, channel="sync", round=3, outcome="skipped", members=(), sent_bytes=2**60),
     Refused(time_s=2.5, worker=1, source=3, code="not_finite", count=2),
     Evaluated(time_s=3.0, worker=0, step=5, metrics={"loss": 1.5, 'odd "name"': -2.0}),
+    Counterfactual(time_s=3.0, worker=0, step=5, members=(0, 2), metrics={"loss": 1.25}),
     Left(
         time_s=4.0,
         worker=1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from decentral.peer import Peer
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
@@ -14,15 +16,20 @@ class LocalSGD(AllReduceRule):
 
     Stich, arXiv 1805.09767; federated averaging, McMahan et al., arXiv 1602.05629. What travels is the change since the
     last average (anchor - theta_i), which quantises far better than the parameters themselves.
+
+    With `switch_step` it is post-local SGD, Lin et al., arXiv 1808.07217: an average after every step while the
+    parameters still move fast, as data parallelism has it, and phases of H steps from then on.
     """
 
     name = "local_sgd"
     period: Period = Every(period=100)
     """Local steps between averages (H)."""
+    switch_step: int = Field(default=0, ge=0)
+    """Local step from which phases are H steps long; there is an average after every step before."""
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)
-        while await peer.train(self.period.steps(peer)):
+        while await peer.train(1 if peer.step < self.switch_step else self.period.steps(peer)):
             mean = await self.agreed_mean(peer, anchor - peer.params)
             if mean is not None:
                 peer.params.copy_(anchor.sub_(mean))

@@ -115,7 +115,7 @@ def _stacked(run: Run, task: Task) -> list[Replica]:
 def _phantoms(run: Run, task: Task) -> list[Replica]:
     with torch.device("meta"):
         layout: Layout = layout_of(initial_model(task, run.seed))
-    return [PhantomReplica(layout, run.batch_size) for _ in range(run.fleet.size)]
+    return [PhantomReplica(layout, run.batch_size, run.inner) for _ in range(run.fleet.size)]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from decentral.journal import Record
 from decentral.members import Ballot, Decision, Members, Roster
 from decentral.peer import Peer
 from decentral.protocols import SyncRule
-from decentral.replica import Spans, seed_of
+from decentral.replica import BatchId, Spans, seed_of
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.network import Flow, Network
 from decentral.wire import HeaderSizes, Packet, Tag
@@ -123,12 +123,12 @@ class SimWorld:
             await self._loop.sleep(self._duration(peer.id, steps))
         return work()
 
-    async def backward(self, peer: Peer, fragments: Sequence[Spans]) -> AsyncIterator[int]:
+    async def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Forward first; then fragments become final one after the other, each after its share of the elements."""
         duration = self._duration(peer.id, 1)
         await self._loop.sleep(FORWARD_SHARE * duration)
         order: list[int] = []
-        peer.backward_done(peer.replica.backward(peer.step, fragments, order.append))
+        peer.backward_done(peer.replica.backward(batch.step, fragments, order.append, batch.worker))
         for index in order:
             share = sum(stop - start for start, stop in fragments[index]) / peer.layout.size
             await self._loop.sleep((1 - FORWARD_SHARE) * duration * share)
