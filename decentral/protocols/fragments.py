@@ -27,6 +27,15 @@ class Fragment:
     def size(self) -> int:
         return sum(stop - start for start, stop in self.spans)
 
+    def tensors(self, layout: Layout) -> list[tuple[int, int]]:
+        """Return the (start, stop) of the parameters it holds, or of their parts, in order."""
+        return [
+            (max(start, entry.start), min(stop, entry.stop))
+            for start, stop in self.spans
+            for entry in layout.entries
+            if entry.start < stop and start < entry.stop
+        ]
+
     def read(self, flat: Tensor) -> Tensor:
         """Return the fragment's elements `[size]`: a view if it is one span, a copy if it is several."""
         parts = [flat[start:stop] for start, stop in self.spans]
@@ -98,6 +107,26 @@ class Buckets(Cut):
         return [Fragment((span,)) for span in spans]
 
 
+class Balanced(Cut):
+    """So many fragments of about equal size, each of whole tensors: the largest first, each to the smallest fragment.
+
+    As in Decoupled DiLoCo (arXiv 2604.21428). A model with fewer tensors has as many fragments as tensors.
+    """
+
+    name = "balanced"
+    count: int = Field(default=24, ge=1)
+    """Fragments (P)."""
+
+    def split(self, layout: Layout) -> list[Fragment]:
+        held = [0] * self.count
+        bins: list[list[tuple[int, int]]] = [[] for _ in held]
+        for entry in sorted(layout.entries, key=lambda entry: entry.start - entry.stop):
+            smallest = held.index(min(held))
+            held[smallest] += entry.stop - entry.start
+            bins[smallest].append((entry.start, entry.stop))
+        return [Fragment(tuple(sorted(spans))) for spans in bins if spans]
+
+
 def require_partition(fragments: Sequence[Fragment], layout: Layout) -> None:
     """Raise `ConfigError` unless every element of `layout` belongs to exactly one fragment."""
     spans = sorted(span for fragment in fragments for span in fragment.spans)
@@ -110,5 +139,5 @@ def require_partition(fragments: Sequence[Fragment], layout: Layout) -> None:
         raise ConfigError(f"fragments cover {place} of {layout.size} parameters; they must cover all")
 
 
-CUTS: dict[str, type[Cut]] = {cut.name: cut for cut in (Whole, Layers, Buckets)}
+CUTS: dict[str, type[Cut]] = {cut.name: cut for cut in (Whole, Layers, Buckets, Balanced)}
 CutField = Annotated[Cut, BeforeValidator(lambda value: part_named(value, CUTS, Cut, "cut into fragments"))]

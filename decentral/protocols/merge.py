@@ -110,6 +110,10 @@ class Outer(Part):
         """Return the optimiser for vectors that are tensors of so many elements each, one after the other."""
         return self
 
+    def delayed(self, staleness: float) -> Outer:
+        """Return the optimiser for an outer gradient that is so many updates old, as the server has measured it."""
+        return self
+
     @abstractmethod
     def step(self, anchor: Tensor, gradient: Tensor, momentum: Tensor) -> None:
         """Change `anchor` and `momentum` in place; `gradient` is left alone. All `[n]` float32."""
