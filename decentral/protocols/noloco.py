@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.collectives import exchange, require_dense
+from decentral.protocols.collectives import conclude, offer, require_dense
 from decentral.protocols.merge import consensus_momentum, mean
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
 from decentral.protocols.topology import RandomGroups, require_two
+from decentral.wire import Tag
 
 
 class NoLoCo(SyncRule):
@@ -22,8 +22,9 @@ class NoLoCo(SyncRule):
         phi_i <- phi_i + velocity_i;   theta_i <- phi_i                            (j over the group of i)
 
     Gensyn, arXiv 2506.10911, equations 1-3 with the sign of beta as in the appendix and the code. With gamma = beta
-    (the default, as in the code) phi cancels and only theta travels. A group that fails falls back to a group of one.
-    Replicas never become equal; they spread around their mean.
+    (the default, as in the code) phi cancels and only theta travels; otherwise phi travels ahead, while the workers
+    train. A group in which somebody has died, or does not answer within the run's patience, falls back to groups of
+    one: velocity <- alpha velocity + beta (theta - phi). Replicas never become equal; they spread around their mean.
     """
 
     name = "noloco"
@@ -55,17 +56,26 @@ class NoLoCo(SyncRule):
         slow = peer.slot("slow", peer.params)
         velocity = peer.slot("velocity")
         topology = RandomGroups(size=self.group)
-        while await peer.train(self.period.steps(peer)):
-            links = topology.links(peer, round_ := peer.next_round("fast"))
-            fast = await exchange(peer, links, peer.params, self.codec, channel="fast", round_=round_)
-            slows: dict[int, Tensor] | None = {}
-            if fast and self._gamma != self.beta:
-                slows = await exchange(peer, links, slow, self.codec, channel="slow", round_=round_)
-                fast = fast if slows is not None else None
-            mean_fast = mean([peer.params, *fast.values()]) if fast else peer.params
-            mean_slow = mean([slow, *slows.values()]) if slows else slow
+        parts = ("theta",) if self._gamma == self.beta else ("theta", "phi")
+        while True:
+            round_ = peer.next_round("fast")
+            if "phi" in parts and peer.steps_left:
+                # The next partners are known from the seed: phi travels while we train, and waits in their mail.
+                offer(peer, topology.links(peer, round_), slow, self.codec, Tag("fast", round_, "phi"))
+            if not await peer.train(self.period.steps(peer)):
+                return
+            links = topology.links(peer, round_)
+            offer(peer, links, peer.params, self.codec, Tag("fast", round_, "theta"))
+            heard = await conclude(peer, links, parts, slow, self.codec, channel="fast", round_=round_)
+            fast, *slows = heard or [{} for _ in parts]
             consensus_momentum(
-                slow, velocity, mean_fast, mean_slow, alpha=self.alpha, beta=self.beta, gamma=self._gamma
+                slow,
+                velocity,
+                mean([peer.params, *fast.values()]) if fast else peer.params,
+                mean([slow, *slows[0].values()]) if slows and slows[0] else slow,
+                alpha=self.alpha,
+                beta=self.beta,
+                gamma=self._gamma,
             )
             peer.params.copy_(slow)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from abc import abstractmethod
-from collections.abc import Collection
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Collection, Sequence
 from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -36,6 +39,25 @@ class Topology(Part):
     def links(self, peer: Peer, round_: int) -> Links:
         """Return the links of `peer` in round `round_` (counted from 1)."""
 
+    def weights(self, peer: Peer, links: Links) -> dict[int, float]:
+        """Return what each source counts for in a mean with the worker itself: 1 / (1 + sources) each."""
+        return dict.fromkeys(links.source, 1 / (1 + len(links.source)))
+
+    def neighbours(self, worker: int, ids: Sequence[int]) -> set[int]:
+        """Return the worker's neighbours in the graph over the workers `ids`, whatever the directions and the round.
+
+        `ids` are in ascending order.
+
+        Raises `ConfigError` if there is another graph in every round.
+        """
+        raise ConfigError(
+            f"rule.topology: '{self.spelling()}' is another graph in every round, and this rule needs one that stays: "
+            "choose 'ring', 'torus', 'exponential', 'edges' or 'all'"
+        )
+
+    def check(self, workers: int) -> None:
+        """Raise `ConfigError` if it is no graph over workers 0 .. workers - 1."""
+
 
 class All(Topology):
     """Everybody with everybody."""
@@ -44,6 +66,9 @@ class All(Topology):
 
     def links(self, peer: Peer, round_: int) -> Links:
         return both_ways(tuple(member for member in peer.members if member != peer.id))
+
+    def neighbours(self, worker: int, ids: Sequence[int]) -> set[int]:
+        return set(ids) - {worker}
 
 
 class RandomGroups(Topology):
@@ -75,16 +100,71 @@ def _groups(cohort: Members, size: int, seed: int, round_: int) -> dict[int, tup
     return {member: group for group in groups for member in group}
 
 
-class Ring(Topology):
+class Graph(Topology):
+    """A graph of two-way links that stays the same as long as nobody dies, with Metropolis weights.
+
+        w_ij = 1 / (1 + max(links of i, links of j))
+
+    These keep the mean although degrees differ (Xiao and Boyd, Systems & Control Letters 53, 2004). Who has finished
+    keeps its place: its weight falls to its neighbours themselves.
+    """
+
+    def links(self, peer: Peer, round_: int) -> Links:
+        return both_ways(_here(peer, self.neighbours(peer.id, _in_order(peer))))
+
+    def weights(self, peer: Peer, links: Links) -> dict[int, float]:
+        ids = _in_order(peer)
+        mine = len(self.neighbours(peer.id, ids))
+        return {worker: 1 / (1 + max(mine, len(self.neighbours(worker, ids)))) for worker in links.source}
+
+
+class Ring(Graph):
     """Each worker with its two neighbours in ascending order, the last beside the first."""
 
     name = "ring"
 
-    def links(self, peer: Peer, round_: int) -> Links:
-        ids = _in_order(peer)
-        place = ids.index(peer.id)
-        around = {ids[place - 1], ids[(place + 1) % len(ids)]} - {peer.id}
-        return both_ways(_here(peer, around))
+    def neighbours(self, worker: int, ids: Sequence[int]) -> set[int]:
+        place = bisect_left(ids, worker)
+        return {ids[place - 1], ids[(place + 1) % len(ids)]} - {worker}
+
+
+class Torus(Graph):
+    """Rows and columns that close to rings, as square as the number of workers allows; a prime number makes a ring."""
+
+    name = "torus"
+
+    def neighbours(self, worker: int, ids: Sequence[int]) -> set[int]:
+        count, place = len(ids), bisect_left(ids, worker)
+        columns = count // max(rows for rows in range(1, math.isqrt(count) + 1) if count % rows == 0)
+        row = place - place % columns
+        around = (place + columns, place - columns, row + (place + 1) % columns, row + (place - 1) % columns)
+        return {ids[neighbour % count] for neighbour in around} - {worker}
+
+
+class Edges(Graph):
+    """Two-way links that are named one by one. Those of a worker that dies are gone, and nothing closes the gap."""
+
+    name = "edges"
+    edges: tuple[tuple[int, int], ...]
+    """Pairs of workers."""
+
+    def neighbours(self, worker: int, ids: Sequence[int]) -> set[int]:
+        others = {b if a == worker else a for a, b in self.edges if worker in (a, b)}
+        return {other for other in others if other in ids}
+
+    def check(self, workers: int) -> None:
+        for place, (a, b) in enumerate(self.edges):
+            if a == b or not 0 <= min(a, b) <= max(a, b) < workers:
+                raise ConfigError(
+                    f"rule.topology.edges.{place}: ({a}, {b}) must be two different workers of 0 to {workers - 1}"
+                )
+        reached, ahead = {0}, deque([0])
+        while ahead:
+            ahead.extend(new := self.neighbours(ahead.popleft(), range(workers)) - reached)
+            reached |= new
+        if len(reached) < workers:
+            lost = min(set(range(workers)) - reached)
+            raise ConfigError(f"rule.topology.edges: no way leads from worker 0 to worker {lost}; add an edge")
 
 
 class Exponential(Topology):
@@ -100,21 +180,31 @@ class Exponential(Topology):
 
     def links(self, peer: Peer, round_: int) -> Links:
         ids = _in_order(peer)
-        place = ids.index(peer.id)
-        offsets = [1 << power for power in range((len(ids) - 1).bit_length()) if 1 << power < len(ids)]
+        place = bisect_left(ids, peer.id)
+        offsets = _powers(len(ids))
         if self.one_peer and offsets:
             offsets = [offsets[(round_ - 1) % len(offsets)]]
         to = {ids[(place + offset) % len(ids)] for offset in offsets}
         source = {ids[(place - offset) % len(ids)] for offset in offsets}
         return Links(_here(peer, to), _here(peer, source))
 
+    def neighbours(self, worker: int, ids: Sequence[int]) -> set[int]:
+        place = bisect_left(ids, worker)
+        return {ids[(place + sign * power) % len(ids)] for power in _powers(len(ids)) for sign in (1, -1)}
 
-def _in_order(peer: Peer) -> list[int]:
+
+def _powers(count: int) -> list[int]:
+    """Return 1, 2, 4, ... below `count`."""
+    return [1 << power for power in range((count - 1).bit_length())]
+
+
+def _in_order(peer: Peer) -> Sequence[int]:
     """Return the workers among which a fixed graph is drawn: the dead leave a gap that closes, the finished do not.
 
     A worker that is done leaves while slower ones have rounds to go; when they hear of it must not change their links.
     """
-    return sorted({*peer.members, *peer.members.finished})
+    members = peer.members
+    return sorted((*members.ids, *members.finished)) if members.finished else members.ids
 
 
 def _here(peer: Peer, workers: Collection[int]) -> tuple[int, ...]:
@@ -128,5 +218,5 @@ def require_two(workers: int, rule: str) -> None:
         raise ConfigError(f"rule '{rule}' needs at least 2 workers, the fleet has {workers}; add to fleet.workers")
 
 
-TOPOLOGIES: dict[str, type[Topology]] = {cls.name: cls for cls in (All, RandomGroups, Ring, Exponential)}
+TOPOLOGIES: dict[str, type[Topology]] = {cls.name: cls for cls in (All, RandomGroups, Ring, Torus, Exponential, Edges)}
 TopologyField = Annotated[Topology, BeforeValidator(lambda value: part_named(value, TOPOLOGIES, Topology, "topology"))]

@@ -6,13 +6,27 @@ import itertools
 
 import pytest
 import torch
-from cluster import STILL, all_equal, apart, cluster, crash, quadratic, replicas, rounds, short, spread, watched
+from cluster import (
+    STILL,
+    all_equal,
+    apart,
+    cluster,
+    crash,
+    quadratic,
+    replicas,
+    rounds,
+    short,
+    spread,
+    start_of,
+    watched,
+)
 from torch import Tensor
 
 from decentral.protocols import (
     All,
     BFloat16,
     Codec,
+    Edges,
     Exponential,
     Float32,
     Gossip,
@@ -20,6 +34,7 @@ from decentral.protocols import (
     RandomGroups,
     Ring,
     Topology,
+    Torus,
 )
 from decentral.sim.simulate import simulate
 
@@ -46,6 +61,24 @@ def test_the_mean_is_kept_whatever_the_codec_loses(workers: int, topology: Topol
 def test_an_odd_worker_out_keeps_the_mean_too() -> None:
     means = history({}, 7, 6).double().mean(dim=1)
     assert torch.allclose(means, means[0].expand_as(means), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", [Float32(), Int8()], ids=short)
+def test_the_mean_is_kept_where_links_differ_in_number(codec: Codec) -> None:
+    star = Edges(edges=((0, 1), (0, 2), (0, 3), (3, 4)))
+    seen = history({"topology": star, "codec": codec}, 5, 40)
+    means = seen.double().mean(dim=1)
+    assert torch.allclose(means, means[0].expand_as(means), rtol=0, atol=1e-5)
+    assert spread(seen[-1]) < 0.05 * spread(seen[0])
+
+
+@pytest.mark.parametrize("topology", [Ring(), Torus()], ids=short)
+def test_the_mean_is_kept_while_neighbours_finish(topology: Topology) -> None:
+    """The weight of who has finished falls to its neighbours themselves."""
+    speeds = [1, 0.3, 0.6, 0.9, 0.5, 0.8]
+    outcome = simulate(cluster(apart(Gossip(period=1, topology=topology)), steps=12, task=STILL, speeds=speeds))
+    starts = torch.stack([start_of(worker, 16) for worker in range(6)])
+    assert torch.allclose(replicas(outcome).mean(dim=0), starts.mean(dim=0), atol=1e-6)
 
 
 def test_everybody_with_everybody_mixes_completely_in_one_round() -> None:

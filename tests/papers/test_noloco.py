@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decentral.config import Run
 from decentral.errors import ConfigError
+from decentral.journal import Trained
 from decentral.outcome import Outcome
 from decentral.protocols import DiLoCo, NoLoCo, OuterSGD
 from decentral.protocols.noloco import stability_bound
@@ -277,3 +278,33 @@ def test_a_group_that_fails_falls_back_to_a_group_of_one() -> None:
 def test_an_odd_worker_out_takes_its_own_step() -> None:
     links = [RandomGroups().size, *(len(group) for group in groups_of(simulate(cluster(NoLoCo(period=1), 5, 1)))[0])]
     assert sorted(links[1:]) == [1, 2, 2]
+
+
+def test_phi_travels_while_the_workers_train() -> None:
+    """A vector takes 0.2 s, a phase 0.5 s: with phi ahead a round waits for one vector and verdicts, as without phi."""
+
+    def waited(gamma: float | None) -> list[float]:
+        task = {"name": "quadratic", "dimension": 25_000}
+        run = cluster(NoLoCo(period=10, gamma=gamma), 2, 40, task=task, up_bps=4e6, down_bps=4e6)
+        times = [record.time_s for record in simulate(run).records if isinstance(record, Trained) and not record.worker]
+        return [after - before - 0.5 for before, after in itertools.pairwise(times)]
+
+    assert waited(0.5) == pytest.approx(waited(None), rel=0.02)
+
+
+def test_who_does_not_answer_within_the_patience_leaves_two_groups_of_one() -> None:
+    """The slow worker comes to a round that is over, hears so, and takes its own step at once."""
+    run = cluster(NoLoCo(period=5, gamma=0.5), 2, 10, speeds=[1, 0.1], patience_s=0.3)
+    outcome = simulate(run)
+    task = quadratic(run)
+    for worker in (0, 1):
+        slow, velocity = torch.full((16,), task.start), torch.zeros(16)
+        for _ in range(2):
+            velocity = 0.5 * velocity + 0.7 * (task.after_sgd(worker, 0.1, 5, x0=slow) - slow)
+            slow = slow + velocity
+        assert torch.allclose(outcome.params[worker], slow, atol=1e-6)
+    said = [record for records in rounds(outcome, "fast").values() for record in records]
+    assert {record.outcome for record in said if len(record.members) == 2} == {"skipped"}
+    ends = {record.worker: record.time_s for record in outcome.left()}
+    assert ends[0] == pytest.approx(2 * (0.25 + 0.3), abs=0.05)
+    assert ends[1] == pytest.approx(2 * 2.5, abs=0.1)

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
-from cluster import STILL, all_equal, apart, cluster, outcomes, quadratic, replicas, rounds, spread, watched
+from cluster import STILL, Net, all_equal, apart, cluster, outcomes, quadratic, replicas, rounds, spread, watched
+from pydantic import ValidationError
+from torch import nn
 
-from decentral.journal import Synced
+from decentral.journal import Counterfactual, Synced
+from decentral.peer import Peer
 from decentral.protocols import SingleMerge
+from decentral.replica import held_out, load_params
 from decentral.sim.simulate import simulate
 
 
@@ -77,3 +81,104 @@ def test_without_exchanges_it_is_a_soup_of_separate_runs() -> None:
     task = quadratic(run)
     soup = torch.stack([task.after_sgd(worker, 0.1, 40) for worker in range(4)]).mean(dim=0)
     assert torch.allclose(replicas(simulate(run))[2], soup, atol=1e-6)
+
+
+# -- windows, looks at the merged model, batch normalisation ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "dense"), [((0.5, 0.7), [6, 7]), ((0.0, 0.1), [1]), ((0.8, 1.0), [9, 10])])
+def test_every_round_of_the_window_is_complete_and_no_other(window: tuple[float, float], dense: list[int]) -> None:
+    rule = SingleMerge(period=3, rate=1.0, window=window, merge_at_end=False)
+    watch = watched(3)
+    outcome = simulate(cluster(apart(rule.model_copy(update={"period": watch})), 4, 30))
+    assert len(rounds(outcome)) == len(dense)
+    assert list(rounds(outcome, "pair")) == [number for number in range(1, 11) if number not in dense]
+    values = [*spread(watch.history())[1:], spread(replicas(outcome))][:10]
+    assert [number for number, value in enumerate(values, 1) if value < 1e-10] == dense
+
+
+def test_a_window_at_the_very_end_is_the_merge() -> None:
+    outcome = simulate(cluster(SingleMerge(period=5, window=(0.8, 1.0)), 3, 50))
+    assert len(rounds(outcome)) == 2
+    assert all_equal(outcome)
+    with pytest.raises(ValidationError, match="must begin before it ends"):
+        SingleMerge(window=(0.5, 0.5))
+
+
+def test_a_look_at_the_merged_model_changes_nothing_but_the_journal() -> None:
+    """And it tells what the mean of the replicas is worth on the held-out set."""
+    watch = watched(5)
+    task = {"name": "quadratic", "eval_workers": 4}
+    run = cluster(apart(SingleMerge(period=watch, rate=0.3, evaluate_merged=2)), 4, 30, task=task)
+    looked = simulate(run)
+    plain = simulate(cluster(apart(SingleMerge(period=5, rate=0.3)), 4, 30, task=task))
+    assert torch.equal(replicas(looked), replicas(plain))
+    found = [record for record in looked.records if isinstance(record, Counterfactual)]
+    assert [(record.worker, record.step, record.members) for record in found] == [
+        (0, 10, (0, 1, 2, 3)),
+        (0, 20, (0, 1, 2, 3)),
+    ]
+    means = watch.history().mean(dim=1)
+    for record, mean in zip(found, (means[2], means[4]), strict=True):
+        assert record.metrics["loss"] == pytest.approx(held_out(run.make_task(), 0, mean)["loss"], rel=1e-5)
+
+
+class Normed(Net):
+    """A network with batch normalisation, on inputs that lie elsewhere for every worker."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+
+    def batch(self, worker: int, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = super().batch(worker, start, size)
+        return inputs + worker, targets
+
+
+def statistics_of(model: nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
+    """Return mean and variance of what the normalisation gets, from the definition: [2 S]."""
+    with torch.no_grad():
+        seen = [model[0](inputs) for inputs in batches]  # type: ignore[index]
+    means = torch.stack([each.mean(dim=0) for each in seen])
+    squares = torch.stack([each.var(dim=0) for each in seen]).mean(dim=0)
+    return torch.stack([means.mean(dim=0), squares])
+
+
+def test_statistics_after_the_merge_are_those_of_all_workers_batches() -> None:
+    class Told(SingleMerge):
+        async def run(self, peer: Peer) -> None:
+            await super().run(peer)
+            model = peer.replica.model  # type: ignore[attr-defined]
+            told[peer.id] = (peer.statistics, int(model[1].num_batches_tracked), model.training)
+
+    told: dict[int, tuple[torch.Tensor, int, bool]] = {}
+    rule = Told(period=4, norm_batches=6)
+    run = cluster(rule, 3, 20, task={"name": "test_single_merge:Normed"}, batch_size=8)
+    outcome = simulate(run)
+    task = run.make_task()
+    model = task.model()
+    load_params(model, outcome.params[0])
+    moments = []
+    for worker in range(3):
+        batches = [task.batch(worker, 8 * step, 8)[0] for step in range(14, 20)]
+        mean, variance = statistics_of(model, batches)
+        moments.append(torch.cat([mean, variance + mean.square()]))
+    means, squares = torch.stack(moments).mean(dim=0).chunk(2)
+    expected = torch.cat([means, squares - means.square()])
+    for found, counted, training in told.values():
+        assert torch.allclose(found, expected, atol=1e-4)
+        assert torch.equal(found, told[0][0])
+        assert counted == 20
+        assert training
+
+
+def test_a_look_leaves_the_statistics_alone() -> None:
+    class Told(SingleMerge):
+        async def run(self, peer: Peer) -> None:
+            await super().run(peer)
+            told.setdefault(self.evaluate_merged, {})[peer.id] = peer.statistics
+
+    told: dict[int, dict[int, torch.Tensor]] = {}
+    for every in (0, 1):
+        rule = Told(period=4, rate=0.5, evaluate_merged=every, merge_at_end=False)
+        simulate(cluster(rule, 2, 12, task={"name": "test_single_merge:Normed"}, batch_size=8))
+    assert all(torch.equal(told[0][worker], told[1][worker]) for worker in range(2))

@@ -16,12 +16,12 @@ from decentral.config import validated
 from decentral.errors import ConfigError
 from decentral.journal import Synced
 from decentral.members import Members
-from decentral.protocols import All, Exponential, Gossip, RandomGroups, Ring, Topology
+from decentral.protocols import All, Edges, Exponential, Gossip, RandomGroups, Ring, Topology, Torus
 from decentral.protocols.topology import Links, require_two
 from decentral.sim.simulate import simulate
 
 EVERY = [All(), RandomGroups(), RandomGroups(size=3), RandomGroups(size=5), Ring(), Exponential()]
-EVERY += [Exponential(one_peer=True)]
+EVERY += [Exponential(one_peer=True), Torus(), Edges(edges=((0, 1), (1, 2), (5, 7), (7, 1), (2, 5), (8, 0)))]
 
 
 def links(
@@ -132,6 +132,74 @@ def matrix(topology: Topology, workers: int, round_: int = 1) -> Tensor:
         weight = 1 / (1 + len(mine.source))
         mixing[worker, [worker, *mine.source]] = weight
     return mixing
+
+
+def weighted(topology: Topology, workers: int) -> Tensor:
+    """Return W of the topology's own weights, [N, N] float64."""
+    mixing = torch.zeros(workers, workers, dtype=torch.float64)
+    members = first(workers)
+    for worker, mine in links(topology, members).items():
+        peer: Any = SimpleNamespace(id=worker, members=members, cohort=members, seed=0)
+        for source, weight in topology.weights(peer, mine).items():
+            mixing[worker, source] = weight
+        mixing[worker, worker] = 1 - mixing[worker].sum()
+    return mixing
+
+
+STAR = Edges(edges=((0, 1), (0, 2), (0, 3), (0, 4), (3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("topology", "workers"),
+    [
+        (STAR, 5),
+        (Ring(), 5),
+        (Ring(), 2),
+        (Torus(), 12),
+        (Torus(), 8),
+        (Torus(), 7),
+        (All(), 4),
+        (RandomGroups(size=3), 7),
+    ],
+    ids=short,
+)
+def test_weights_are_symmetric_and_leave_something_for_oneself(topology: Topology, workers: int) -> None:
+    mixing = weighted(topology, workers)
+    assert torch.allclose(mixing, mixing.T)
+    assert torch.allclose(mixing.sum(dim=0), torch.ones(workers, dtype=torch.float64))
+    assert (mixing.diag() > 0).all()
+
+
+def test_metropolis_weights() -> None:
+    mixing = weighted(STAR, 5)
+    assert mixing[0].tolist() == pytest.approx([1 / 5] * 5)
+    assert mixing[1].tolist() == pytest.approx([1 / 5, 4 / 5, 0, 0, 0])
+    assert mixing[3].tolist() == pytest.approx([1 / 5, 0, 0, 1 - 1 / 5 - 1 / 3, 1 / 3])
+
+
+def test_torus_links_and_rate() -> None:
+    """Rows of 4: the eigenvalues are (1 + 2 cos a + 2 cos b) / 5, those of second size 3 / 5."""
+    torus = links(Torus(), first(12))
+    assert torus[0] == Links((1, 3, 4, 8), (1, 3, 4, 8))
+    assert torus[7].to == (3, 4, 6, 11)
+    assert links(Torus(), first(8))[0].to == (1, 3, 4)
+    assert links(Torus(), first(7)) == links(Ring(), first(7))
+    assert links(Torus(), first(1))[0].to == ()
+    assert gap(weighted(Torus(), 16)) == pytest.approx(0.64)
+
+
+def test_edges_are_checked_and_do_not_close_over_the_dead() -> None:
+    path = Edges(edges=((0, 1), (1, 2), (2, 3)))
+    assert links(path, first(4).without(1)) == {0: Links((), ()), 2: Links((3,), (3,)), 3: Links((2,), (2,))}
+    path.check(4)
+    with pytest.raises(
+        ConfigError, match=r"rule\.topology\.edges\.2: \(2, 3\) must be two different workers of 0 to 2"
+    ):
+        path.check(3)
+    with pytest.raises(ConfigError, match=r"no way leads from worker 0 to worker 4"):
+        path.check(5)
+    with pytest.raises(ConfigError, match=r"edges\.0: \(1, 1\)"):
+        Edges(edges=((1, 1),)).check(2)
 
 
 def gap(mixing: Tensor) -> float:

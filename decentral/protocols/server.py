@@ -1,0 +1,184 @@
+"""The server of rules that have one: it owns the global model, takes pushes, and sends workers out again."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from decentral.errors import PeerGone
+from decentral.peer import Peer
+from decentral.protocols.codecs import Codec
+from decentral.protocols.syncer import GLOBALS, deliver
+from decentral.wire import SIGNAL, FrameError, Packet, Tag
+
+if TYPE_CHECKING:
+    from decentral.protocols.server_rule import ServerRule
+
+NEWEST_SHARE = 0.9
+"""Of the last measurement in the running mean of a worker's seconds a step."""
+
+
+def push_channel(host: int, worker: int) -> str:
+    """Return the channel on which a worker talks to the server at worker `host`."""
+    return f"push {host} {worker}"
+
+
+def pull_channel(host: int) -> str:
+    """Return the channel on which the server at worker `host` answers."""
+    return f"pull {host}"
+
+
+class Push(NamedTuple):
+    """What a worker has pushed: `values` `[P]` float32 as decoded, ours to change.
+
+    It is what was `assigned` (0: by another server); `staleness` updates and `elapsed_s` seconds have passed since.
+    """
+
+    worker: int
+    values: Tensor
+    assigned: int
+    staleness: int
+    elapsed_s: float
+
+
+class _Dispatch(NamedTuple):
+    version: int
+    at_s: float
+    assigned: int
+
+
+class Server:
+    """The server's state: `model` `[P]` float32, and `version`, the updates that it has seen."""
+
+    def __init__(self, rule: ServerRule, peer: Peer, model: Tensor) -> None:
+        self._rule, self._codec = rule, fitted(rule.codec, peer)
+        self._total = peer.step + peer.steps_left
+        self._arrived: deque[Push] = deque()
+        self._news = asyncio.Event()
+        first = peer.id == min(peer.cohort)
+        dispatched = _Dispatch(0, peer.now(), rule.first_assignment()) if first else _Dispatch(-1, peer.now(), 0)
+        self._out = dict.fromkeys(peer.members, dispatched)
+        self._number: dict[int, int] = {}  # of each worker's last push
+        self._steps: dict[int, int] = {}  # that each worker has done
+        self._packet: Packet | None = None
+        self.peer = peer
+        self.began = peer.step
+        """Local steps that our own worker had done when we began."""
+        self.model = peer.slot("global", model)
+        self.version = 0
+        self.step_s: dict[int, float] = {}
+        """Running mean of each worker's seconds a local step, transfers included, once it is known."""
+
+    async def serve(self) -> None:
+        """Serve until nobody is out; then send everybody the model."""
+        listening = [self.peer.spawn(self._listen(worker)) for worker in self.peer.members]
+        await self._rule.serve(self)
+        for worker, steps in sorted(self._steps.items()):
+            if worker in self.peer.members and steps >= self._total:
+                self._send(worker, 1)
+        for listener in listening:
+            listener.cancel()
+
+    @property
+    def assigned(self) -> dict[int, int]:
+        """What each worker is working on that has been sent out."""
+        return {worker: out.assigned for worker, out in self._out.items()}
+
+    @property
+    def expected(self) -> set[int]:
+        """Workers of whom a push is here and not taken, or may still come."""
+        return {*self._out, *(push.worker for push in self._arrived)}
+
+    async def push(self, until_s: float = math.inf) -> Push | None:
+        """Return the next push; None at time `until_s`, and when none can come because all wait or have finished."""
+        while not self._arrived:
+            left_s = until_s - self.peer.now()
+            if not self._out or left_s <= 0:
+                return None
+            self._news.clear()
+            news = asyncio.ensure_future(self._news.wait())
+            try:
+                await asyncio.wait([news], timeout=None if left_s == math.inf else left_s)
+            finally:
+                news.cancel()
+        return self._arrived.popleft()
+
+    def dispatch(self, worker: int, assigned: int, model: Tensor | None = None) -> None:
+        """Send a worker the model, or another one, and what it is to do, at least 1.
+
+        Does nothing if the worker has gone or has spent its budget.
+        """
+        if worker in self.peer.members and self._steps.get(worker, 0) < self._total:
+            self._out[worker] = _Dispatch(self.version, self.peer.now(), assigned)
+            self._send(worker, assigned, model)
+
+    def updated(self, workers: Sequence[int], outcome: str = "committed") -> None:
+        """The model has changed (or, `outcome` "skipped", has not) by what these workers pushed: journal it."""
+        self.version += 1
+        self._packet = None
+        self.peer.ended_round(f"server {self.peer.id}", self.version, outcome, sorted(workers))
+
+    def _send(self, worker: int, assigned: int, model: Tensor | None = None) -> None:
+        if self._packet is None:
+            self._packet = GLOBALS.encode(self.model)
+        packet = self._packet if model is None else GLOBALS.encode(model)
+        tag = Tag(pull_channel(self.peer.id), self._number[worker])
+        deliver(self.peer, worker, tag, dataclasses.replace(packet, weight=assigned))
+
+    async def _listen(self, worker: int) -> None:
+        """Take a worker's pushes as they come, each at most once, until it has gone."""
+        channel = push_channel(self.peer.id, worker)
+        for number in itertools.count(1):
+            packet = await hear(self.peer, worker, Tag(channel, number))
+            if packet is None:
+                break
+            self.peer.close(channel, number)
+            self._number[worker] = number
+            self._take(worker, packet)
+            self._news.set()
+        self._out.pop(worker, None)
+        self._news.set()
+
+    def _take(self, worker: int, packet: Packet) -> None:
+        out = self._out.pop(worker, _Dispatch(-1, self.peer.now(), 0))
+        elapsed_s = self.peer.now() - out.at_s
+        if out.assigned and elapsed_s > 0:  # else nobody here knows when it began with what
+            step_s = elapsed_s / max(1, packet.weight - self._steps.get(worker, self.began))
+            known_s = self.step_s.get(worker, step_s)
+            self.step_s[worker] = known_s + NEWEST_SHARE * (step_s - known_s)
+        self._steps[worker] = packet.weight
+        try:
+            if packet.codec != SIGNAL:
+                values = self._codec.decode(packet, self.model)
+                self._arrived.append(Push(worker, values, out.assigned, self.version - out.version, elapsed_s))
+                return
+        except FrameError as error:
+            self.peer.refuse(worker, error)
+        self.dispatch(worker, self._rule.next_assignment(self, worker))  # its push was lost here, or with its server
+
+
+async def hear(peer: Peer, source: int, tag: Tag, serving: asyncio.Task[None] | None = None) -> Packet | None:
+    """Return the packet, however long its sender takes; None when that has gone.
+
+    Raises what `serving`, which is to send it, has failed with.
+    """
+    while True:
+        try:
+            return (await peer.recv(source, tag))[1]
+        except TimeoutError:
+            if serving is not None and serving.done():
+                await serving
+        except PeerGone:
+            return None
+
+
+def fitted(codec: Codec, peer: Peer) -> Codec:
+    """Return the codec for whole models of this peer."""
+    return codec.fit(peer.layout.shapes(((0, peer.layout.size),))) if codec.shaped else codec

@@ -1,0 +1,106 @@
+"""Dynamic backup workers (arXiv 2004.14696): how many pushes a round waits for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from cluster import NET, all_equal, cluster, crash, replicas, rounds
+from plain import NOISY, Plain, close
+
+from decentral.protocols import DiLoCo, DynamicBackupWorkers, Int8, OuterSGD
+from decentral.protocols.codecs import E3M0, Codec
+from decentral.protocols.dbw import _Known, best_quorum
+from decentral.sim.simulate import simulate
+
+
+@pytest.mark.parametrize(("a", "b", "quorum"), [(1, 0.5, 1), (1, 0.9, 2), (1, 2, 4)])
+def test_the_best_quorum_of_16_workers_with_exponential_times(a: float, b: float, quorum: int) -> None:
+    times = list(itertools.accumulate(1 / (16 - count) for count in range(16)))
+    assert best_quorum([a - b / count for count in range(1, 17)], times) == quorum
+
+
+def test_equal_times_and_no_gain_mean_everybody() -> None:
+    assert best_quorum([1 - 0.5 / count for count in range(1, 9)], [3.0] * 8) == 8
+    assert best_quorum([-1.0 / count for count in range(1, 9)], [1.0 * count for count in range(1, 9)]) == 8
+    assert best_quorum([1.0, 1.0], [5.0, 2.0]) == 2  # a later push cannot have come earlier
+
+
+def test_estimates_of_norm_variance_and_curvature_are_unbiased() -> None:
+    """Of gradients (signal + noise) of a quadratic of curvature 0.7, with 5 pushes a round."""
+    generator = torch.Generator().manual_seed(0)
+    size, sigma, curvature, lr = 400, 0.5, 0.7, 0.2
+    norms, variances, curvatures = [], [], []
+    for _ in range(100):
+        known, x = _Known(lr), torch.ones(size)
+        for _ in range(2):
+            values = [curvature * x + sigma * torch.randn(size, generator=generator) for _ in range(5)]
+            gradient = torch.stack(values).mean(dim=0)
+            known.saw(gradient, values)
+            x = x - lr * gradient
+        norms.append(known._rounds[0][0])
+        variances.append(known._rounds[0][1])
+        curvatures.append(known._rounds[1][2])
+    assert sum(norms) / 100 == pytest.approx(curvature**2 * size, rel=0.02)
+    assert sum(variances) / 100 == pytest.approx(sigma**2 * size, rel=0.02)
+    assert sum(curvatures) / 100 == pytest.approx(curvature, rel=0.1)
+
+
+def test_while_it_waits_for_everybody_it_is_diloco_with_plain_outer_sgd() -> None:
+    dynamic = simulate(cluster(DynamicBackupWorkers(period=4, lr=0.7), 4, 8, task=NOISY))
+    synchronous = simulate(cluster(DiLoCo(period=4, outer=OuterSGD(lr=0.7)), 4, 8, task=NOISY))
+    if all(len(records[0].members) == 4 for records in rounds(dynamic, "server 0").values()):
+        assert torch.allclose(replicas(dynamic), replicas(synchronous), atol=1e-6)
+
+
+def test_each_round_is_the_mean_of_who_came_in_time() -> None:
+    """Replays the journal: who counted in which round follows from it, and so do the parameters."""
+    run = cluster(DynamicBackupWorkers(period=2, lr=0.9), steps=24, task=NOISY, speeds=(1, 0.9, 0.8, 0.3))
+    outcome, plain = simulate(run), Plain(run)
+    model = plain.start()
+    began = dict.fromkeys(plain.workers, (0, 0))  # version, local steps done before
+    models = [model]
+    for number, records in rounds(outcome, "server 0").items():
+        changes = []
+        for worker in records[0].members:
+            version, done = began[worker]
+            if version != number - 1:  # it was late, dropped, and began again at the newest model
+                done = done + 2
+            changes.append(models[-1] - plain.sgd(worker, range(done, done + 2), models[-1], 0.1))
+            began[worker] = (number, done + 2)
+        models.append(models[-1] - 0.9 * sum(changes) / len(changes))
+        if any(began[worker][0] < number - 1 for worker in plain.workers):
+            break  # whose steps these are is no longer plain to see
+    assert len(models) > 2
+    shown = simulate(cluster(DynamicBackupWorkers(period=2, lr=0.9), steps=2, task=NOISY, speeds=(1, 0.9, 0.8, 0.3)))
+    assert close(shown.params[0], models[1])
+
+
+def test_a_straggler_does_not_hold_up_the_others() -> None:
+    speeds = (1.0, 1.0, 1.0, 0.05)
+    run = cluster(DynamicBackupWorkers(period=2), steps=40, speeds=speeds, task=NET)
+    outcome = simulate(run)
+    members = [len(records[0].members) for records in rounds(outcome, "server 0").values()]
+    assert members[0] == 4
+    assert members.count(3) > 5
+    assert all_equal(outcome)
+
+
+def test_a_worker_that_leaves_is_not_waited_for() -> None:
+    outcome = simulate(cluster(DynamicBackupWorkers(period=2), 3, 40, events=[crash(0.6, 2)]))
+    assert sorted(outcome.params) == [0, 1]
+    assert all_equal(outcome)
+    assert not math.isnan(float(outcome.params[0].sum()))
+
+
+@pytest.mark.parametrize("codec", [Int8(block=8), E3M0()], ids=str)
+def test_coarse_pushes_train_too(codec: Codec) -> None:
+    outcome = simulate(cluster(DynamicBackupWorkers(period=4, codec=codec), 3, 40))
+    assert outcome.after["loss"] < 0.8 * outcome.before["loss"]
+
+
+def test_time_alone_is_that_of_rounds_of_everybody() -> None:
+    run = cluster(DynamicBackupWorkers(period=5), 3, 20)
+    assert simulate(run, timing_only=True).seconds == pytest.approx(simulate(run).seconds, rel=0.3)
