@@ -32,11 +32,12 @@ import torch.distributed
 from benchmarks.peers import python_of
 from decentral.members import Members
 from decentral.peer import Peer
-from decentral.protocols.codecs import Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import Attempt, butterfly_mean
 from decentral.replica import Replica
-from decentral.workers.buffers import hold_freed_memory
+from decentral.workers.buffers import prepare_memory
 from decentral.workers.coordinator import CoordinatorClient
+from decentral.workers.pace import Pace
 from decentral.workers.rpc import Keys
 from decentral.workers.transport import Contact, Transport
 from decentral.workers.world import Inbox, RealWorld
@@ -49,33 +50,58 @@ HIVEMIND_PEER = Path(__file__).parent / "peer" / "hivemind_all_reduce.py"
 
 def ours(rank: int, peers: int, pipe: Connection) -> None:
     """Take part in a mean whenever the pipe says so."""
-    hold_freed_memory()  # as a worker does
+    prepare_memory()  # as a worker does
     asyncio.run(_ours(rank, peers, pipe))
 
 
 async def _ours(rank: int, peers: int, pipe: Connection) -> None:
-    loop = asyncio.get_running_loop()
-    inbox = Inbox()
-    transport = Transport(inbox, keys=KEYS, max_packet_bytes=8 * NUMEL, patience_s=60.0)
-    pipe.send(await transport.start("127.0.0.1"))
-    addresses = await loop.run_in_executor(None, pipe.recv)
-    world = RealWorld(transport, CoordinatorClient("127.0.0.1:1", rank, KEYS), incarnation=0, speed=1.0)
-    replica = cast(Replica, SimpleNamespace(layout=SimpleNamespace(size=NUMEL)))
-    members = Members(0, tuple(range(peers)))
-    peer = inbox.peer = Peer(world, replica, members, worker=rank, seed=0, steps=1000)
-    transport.admit({other: Contact(0, address) for other, address in enumerate(addresses)})
+    node = await Node.join(rank, peers, pipe, NUMEL)
     values = torch.full((NUMEL,), float(rank))
-    round_ = 0
     word = "go"
     while word != "last":
-        word = await loop.run_in_executor(None, pipe.recv)
-        round_ += 1
+        word = await node.word()
         began = time.monotonic()
-        mean = await butterfly_mean(peer, values, Float32(), Attempt(members, "bench", round_))
+        mean = await node.mean(values, Float32())
         pipe.send((began, time.monotonic()))
         assert bool((mean == (peers - 1) / 2).all())
-        peer.close("bench", round_)
-    await transport.close()
+    await node.leave()
+
+
+class Node:
+    """One process's peer, on the transport of a real run, that takes means with the others and does nothing else."""
+
+    def __init__(self, peer: Peer, transport: Transport, pipe: Connection) -> None:
+        self._peer, self._transport, self._pipe = peer, transport, pipe
+        self._round = 0
+
+    @classmethod
+    async def join(cls, rank: int, peers: int, pipe: Connection, numel: int, pace: Pace | None = None) -> Node:
+        """Tell the pipe our address, and take everybody's from it."""
+        inbox = Inbox()
+        transport = Transport(inbox, keys=KEYS, max_packet_bytes=8 * numel, patience_s=60.0, pace=pace)
+        pipe.send(await transport.start("127.0.0.1"))
+        addresses = await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+        world = RealWorld(transport, CoordinatorClient("127.0.0.1:1", rank, KEYS), incarnation=0, speed=1.0)
+        replica = cast(Replica, SimpleNamespace(layout=SimpleNamespace(size=numel)))
+        members = Members(0, tuple(range(peers)))
+        peer = inbox.peer = Peer(world, replica, members, worker=rank, seed=0, steps=1000)
+        transport.admit({other: Contact(0, address) for other, address in enumerate(addresses)})
+        return cls(peer, transport, pipe)
+
+    async def word(self) -> str:
+        """Return what the pipe says next."""
+        word: str = await asyncio.get_running_loop().run_in_executor(None, self._pipe.recv)
+        return word
+
+    async def mean(self, values: torch.Tensor, codec: Codec) -> torch.Tensor:
+        self._round += 1
+        mean = await butterfly_mean(self._peer, values, codec, Attempt(self._peer.members, "bench", self._round))
+        self._peer.close("bench", self._round)
+        return mean
+
+    async def leave(self) -> None:
+        await self._transport.drained()
+        await self._transport.close()
 
 
 def gloo(rank: int, peers: int, pipe: Connection) -> None:

@@ -23,7 +23,7 @@ import torch
 from decentral.config import Run
 from decentral.replica import TorchReplica
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
-from decentral.workers.buffers import hold_freed_memory
+from decentral.workers.buffers import prepare_memory
 from decentral.workers.pace import Pace
 from decentral.workers.rpc import Keys
 from decentral.workers.transport import Contact, Transport
@@ -93,7 +93,7 @@ class Node:
 
 def other(worker: int, pipe: Connection) -> None:
     """A process at the other end, which does as it is told."""
-    hold_freed_memory()
+    prepare_memory()
     node = Node(worker)
     pipe.send(node.address)
     node.do(node.admit(pipe.recv()))
@@ -106,7 +106,7 @@ def other(worker: int, pipe: Connection) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    hold_freed_memory()
+    prepare_memory()
     run = Run()
     replica = TorchReplica(
         run.make_task(), run.inner, worker=0, seed=0, batch_size=8, total_steps=10**6, device=torch.device("cpu")

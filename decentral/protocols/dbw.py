@@ -28,7 +28,8 @@ class DynamicBackupWorkers(LocalStepsRule):
     comes from the workers' losses; here, where losses do not travel, from how the mean turns: on a quadratic
     E<gbar', gbar> = N - eta L |gbar|^2. There time(k), of the k-th push since the round began, also depends on the k of
     the round before; here it is a running mean that does not fall as k grows, and a k that has never been waited for
-    is not chosen. A single push shows no variance: V is then that of the rounds before.
+    is not chosen. A single push shows no variance: V is then that of the rounds before. Made for workers with alike
+    data: the quickest are heard most.
     """
 
     name = "dbw"

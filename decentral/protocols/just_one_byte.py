@@ -7,10 +7,10 @@ import math
 import torch
 from pydantic import Field
 
-from decentral.errors import PeerGone
+from decentral.errors import ConfigError, PeerGone
 from decentral.members import Ballot
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec, CodecField, OneByte
+from decentral.protocols.codecs import Codec, CodecField, OneByte, Wrapper
 from decentral.protocols.collectives import Attempt, Contribution, all_gather
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.zeroth_order import direction, slope
@@ -36,6 +36,13 @@ class JustOneByte(SyncRule):
     """How far to both sides the loss is looked at (eps)."""
     codec: CodecField = OneByte()
     """How slopes travel."""
+
+    def check(self, workers: int) -> None:
+        if self.codec.loss not in ("none", "rounding") or isinstance(self.codec, Wrapper):
+            raise ConfigError(
+                f"rule.codec: '{self.codec.spelling()}' leaves numbers out, and every slope must arrive; choose "
+                "'one_byte' or 'float32'"
+            )
 
     async def run(self, peer: Peer) -> None:
         while peer.steps_left:

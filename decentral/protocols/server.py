@@ -60,7 +60,7 @@ class Server:
     def __init__(self, rule: ServerRule, peer: Peer, model: Tensor) -> None:
         self._rule, self._codec = rule, fitted(rule.codec, peer)
         self._total = peer.step + peer.steps_left
-        self._arrived: deque[Push] = deque()
+        self._arrived: deque[tuple[Push, int]] = deque()  # and the version that its worker began with
         self._news = asyncio.Event()
         first = peer.id == min(peer.cohort)
         dispatched = _Dispatch(0, peer.now(), rule.first_assignment()) if first else _Dispatch(-1, peer.now(), 0)
@@ -94,7 +94,7 @@ class Server:
     @property
     def expected(self) -> set[int]:
         """Workers of whom a push is here and not taken, or may still come."""
-        return {*self._out, *(push.worker for push in self._arrived)}
+        return {*self._out, *(push.worker for push, _ in self._arrived)}
 
     async def push(self, until_s: float = math.inf) -> Push | None:
         """Return the next push; None at time `until_s`, and when none can come because all wait or have finished."""
@@ -108,7 +108,8 @@ class Server:
                 await asyncio.wait([news], timeout=None if left_s == math.inf else left_s)
             finally:
                 news.cancel()
-        return self._arrived.popleft()
+        push, version = self._arrived.popleft()
+        return push._replace(staleness=self.version - version)
 
     def dispatch(self, worker: int, assigned: int, model: Tensor | None = None) -> None:
         """Send a worker the model, or another one, and what it is to do, at least 1.
@@ -157,7 +158,7 @@ class Server:
         try:
             if packet.codec != SIGNAL:
                 values = self._codec.decode(packet, self.model)
-                self._arrived.append(Push(worker, values, out.assigned, self.version - out.version, elapsed_s))
+                self._arrived.append((Push(worker, values, out.assigned, 0, elapsed_s), out.version))
                 return
         except FrameError as error:
             self.peer.refuse(worker, error)

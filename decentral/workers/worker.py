@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from decentral.offload import OffloadedReplica
 from decentral.peer import Peer
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
-from decentral.workers.buffers import hold_freed_memory
+from decentral.workers.buffers import prepare_memory
 from decentral.workers.coordinator import CoordinatorClient, Entrant
 from decentral.workers.pace import Pace
 from decentral.workers.transport import Contact, Transport
@@ -41,9 +40,7 @@ class Worker:
 
         Raises `TaskError`, `ConfigError` or `RunError` as the driver shall see it.
         """
-        # Large tensors in pages of 2 MB: fresh memory of a round then costs a third of the time (read at first use).
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        hold_freed_memory()
+        prepare_memory()
         run = validated(self._table, "run")
         torch.set_num_threads(run.real.threads)
         place = Place(

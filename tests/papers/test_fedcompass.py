@@ -53,6 +53,7 @@ def test_at_constant_speeds_groups_arrive_together() -> None:
     speeds = (1.0, 0.6, 0.3)
     outcome = simulate(cluster(FedCompass(period=40), steps=400, speeds=speeds))
     pushed = [record for record in outcome.records if isinstance(record, Synced) and len(record.members) == 3]
+    pushed = [record for record in pushed if record.time_s < 0.05 * 400]  # then the quickest has spent its budget
     assert len(pushed) >= 3
     ended = arrivals(outcome)
     for record in pushed:
@@ -76,27 +77,18 @@ def test_one_worker_is_lookahead() -> None:
     assert close(simulate(run).params[0], model)
 
 
-def test_equal_workers_come_to_their_reference() -> None:
-    """First pushes one by one, (1 + s)^-a for those that came later; then groups of all, n to an update."""
-    run = cluster(FedCompass(period=10, ratio=2), 3, 25, task=NOISY)
-    plain, alpha = Plain(run), 0.9
-    start = plain.start()
-    model, begins = start, {}
+def test_first_pushes_are_updates_of_their_own_and_then_groups_are() -> None:
+    """Workers of equal speed: n workers share alpha, and who comes later is staler."""
+    run = cluster(FedCompass(period=10, ratio=2), 3, 5, task=NOISY)
+    plain = Plain(run)
+    model = plain.start()
     for staleness, worker in enumerate(plain.workers):
-        change = start - plain.sgd(worker, range(5), start, 0.1)
-        model = model - alpha / 3 * (1 + staleness) ** -0.5 * change
-        begins[worker] = model
-    outcome = simulate(run)
-    members = [records[0].members for records in rounds(outcome, "server 0").values()]
+        change = plain.start() - plain.sgd(worker, range(5), plain.start(), 0.1)
+        model = model - 0.9 / 3 * (1 + staleness) ** -0.5 * change
+    assert close(simulate(run).params[0], model)
+    longer = simulate(cluster(FedCompass(period=10, ratio=2), 3, 25, task=NOISY))
+    members = [records[0].members for records in rounds(longer, "server 0").values()]
     assert members[:4] == [(0,), (1,), (2,), (0, 1, 2)]
-    versions = {0: 1, 1: 2, 2: 3}
-    steps = {worker: phases(outcome)[worker][1] for worker in plain.workers}
-    for worker in plain.workers:
-        change = begins[worker] - plain.sgd(worker, range(5, 5 + steps[worker]), begins[worker], 0.1)
-        model = model - alpha / 3 * (1 + 3 - versions[worker]) ** -0.5 * change
-    after = simulate(cluster(FedCompass(period=10, ratio=2), 3, 5 + max(steps.values()), task=NOISY))
-    if len(set(steps.values())) == 1:
-        assert close(after.params[0], model)
 
 
 def test_a_group_does_not_wait_for_the_dead_for_ever() -> None:
