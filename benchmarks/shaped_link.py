@@ -1,4 +1,4 @@
-"""The mean of 40 MB of float32 between two processes over an emulated link of 100 Mbit/s, by codec.
+"""The mean of 100 MB of float32 between two processes over an emulated link of 100 Mbit/s, by codec.
 
     python -m benchmarks.shaped_link
 
@@ -21,9 +21,9 @@ from benchmarks.all_reduce import Node, start
 from decentral.protocols import CODECS
 from decentral.workers.pace import Pace
 
-NUMEL = 10_000_000
+NUMEL = 25_000_000
 LINK_BPS = 100e6
-TURNS = 4
+TURNS = 3
 NAMES = ("float32", "bf16", "int8", "int4", "e3m0")
 
 

@@ -30,6 +30,8 @@ T = TypeVar("T")
 ROUNDS_A_STEP = 16
 MORE_ROUNDS = 1024
 """No rule has more rounds than the first, for each local step of anybody, and the second: who names more is lying."""
+ASIDE = 1 << 16
+"""Elements from which on coding is worth the way to another thread."""
 UNCLAIMED_MODELS = 8
 """Models in float32 that one worker may send ahead before we ask for them."""
 UNCLAIMED_BYTES = 1 << 20
@@ -41,6 +43,9 @@ class World(Protocol):
 
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Run `work`, which is worth so many local steps of the worker's time."""
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Run `work`, which is of the network's business, beside whatever else goes on."""
 
     def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Run one gradient of the replica on that batch, yielding fragments as they become final."""
@@ -234,6 +239,13 @@ class Peer:
         Whoever does not await it need not look at its failure: the receiver's side of the exchange will tell.
         """
         return self._world.send(self, to, tag, packet)
+
+    async def aside(self, numel: int, work: Callable[[], T]) -> T:
+        """Return what `work` returns, which encodes, decodes or merges `numel` elements.
+
+        If they are many it runs in a thread of its own in the real world, so that packets go on coming and going.
+        """
+        return await self._world.aside(work) if numel >= ASIDE else work()
 
     async def recv(
         self, source: int | None, tag: Tag, timeout_s: float | None = None, among: Members | None = None

@@ -7,10 +7,11 @@ sends 2 (n - 1) / n of an encoded vector in the butterfly and the ring; in the t
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ from decentral.protocols.merge import mean
 from decentral.protocols.topology import Links
 from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
 
-SEGMENT = 1 << 22
-"""Elements of a segment: 16 MiB of float32, so that a round trip passes while one travels."""
+T = TypeVar("T")
+
+SEGMENT = 1 << 20
+"""Elements of a segment, 4 MiB of float32; larger vectors have larger ones."""
 MAX_SEGMENTS = 64
-AHEAD = 2
-"""Segments that are sent before the first one's sum is waited for."""
+AHEAD = 8
+"""Segments that are sent before the first one's sum is waited for, so that a round trip passes while they travel."""
 
 
 class Contribution(NamedTuple):
@@ -79,17 +82,26 @@ class Attempt(NamedTuple):
         packet.weight = self.weight
         return packet
 
-    async def contributions(self, peer: Peer, own: Packet, tag: Tag, codec: Codec, like: Tensor) -> list[Contribution]:
-        """Return what each member sent under the tag, `own` as it travels; who sent what cannot be used is left out.
+    async def packets(self, peer: Peer, own: Packet, tag: Tag) -> list[tuple[int, Packet]]:
+        """Return what each member sent under the tag, `own` as it travels, in ascending order of workers.
 
-        Raises `FrameError` when nothing is left, or for the first that cannot be used if it is `all_or_none`;
-        `PeerGone` and `TimeoutError` when somebody sends nothing.
+        Raises `PeerGone` and `TimeoutError` when somebody sends nothing.
         """
-        usable = []
+        heard = []
         for member in self.members:
             packet = own if member == peer.id else await self.hear(peer, member, tag)
             if packet.codec == SIGNAL:
                 raise PeerGone(f"worker {member} has given up {tag}")
+            heard.append((member, packet))
+        return heard
+
+    def usable(self, peer: Peer, packets: list[tuple[int, Packet]], codec: Codec, like: Tensor) -> list[Contribution]:
+        """Return the members' contributions as decoded; who sent what cannot be used is left out.
+
+        Raises `FrameError` when nothing is left, or for the first that cannot be used if it is `all_or_none`.
+        """
+        usable = []
+        for member, packet in packets:
             try:
                 usable.append(Contribution(member, codec.read(packet, like), packet.weight))
             except FrameError as error:
@@ -97,7 +109,7 @@ class Attempt(NamedTuple):
                 if self.all_or_none:
                     raise
         if not usable:
-            raise FrameError("not_finite", f"no member's contribution to {tag} can be used")
+            raise FrameError("not_finite", "no member's contribution can be used")
         return usable
 
 
@@ -137,6 +149,14 @@ def _owing(peer: Peer, owed: Callable[[], list[tuple[int, Tag]]]) -> Iterator[No
         raise
 
 
+async def aside(peer: Peer, codec: Codec, numel: int, work: Callable[[], T]) -> T:
+    """Return what `work` returns, which encodes, decodes or folds `numel` elements: beside the wire if it is much.
+
+    What travels as it is costs little more than the way to another thread and back.
+    """
+    return work() if codec.loss == "none" else await peer.aside(numel, work)
+
+
 async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
     """Mean of all members' `values` `[n]` in two hops: each member owns a chunk, hears all, tells all.
 
@@ -148,7 +168,7 @@ async def butterfly_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Atte
     with _owing(peer, butterfly.owed):
         for step in range(len(segments) + AHEAD + 1):
             if step in segments:
-                butterfly.scatter(step)
+                await butterfly.scatter(step)
             if step - AHEAD in segments:
                 await butterfly.reduce(step - AHEAD)
             if step - AHEAD - 1 in segments:
@@ -173,11 +193,13 @@ class _Butterfly:
         ]
         self.result = torch.empty_like(values)
 
-    def scatter(self, segment: int) -> None:
+    async def scatter(self, segment: int) -> None:
         """Send every owner our part of its chunk."""
         tag = self._attempt.tag(f"s{segment or ''}")
         for owner, (start, stop) in self._others(segment):
-            self._peer.send(owner, tag, self._attempt.packed(self._values[start:stop], self._codec))
+            part = self._values[start:stop]
+            packet = await self._aside(stop - start, functools.partial(self._attempt.packed, part, self._codec))
+            self._peer.send(owner, tag, packet)
         self._scattered += 1
 
     async def reduce(self, segment: int) -> None:
@@ -185,14 +207,19 @@ class _Butterfly:
         start, stop = self.segments[segment][self._mine]
         if stop > start:
             part = self._values[start:stop]
-            own = self._attempt.packed(part, self._codec)
-            tag = self._attempt.tag(f"s{segment or ''}")
-            heard = await self._attempt.contributions(self._peer, own, tag, self._codec, part)
-            reduced = self._codec.lend(self._attempt.fold(heard))
+            own = await self._aside(stop - start, functools.partial(self._attempt.packed, part, self._codec))
+            packets = await self._attempt.packets(self._peer, own, self._attempt.tag(f"s{segment or ''}"))
+
+            def reduced() -> Packet:
+                contributions = self._attempt.usable(self._peer, packets, self._codec, part)
+                packet = self._codec.lend(self._attempt.fold(contributions))
+                self._codec.read(packet, part, into=self.result[start:stop])
+                return packet
+
+            packet = await self._aside(stop - start, reduced)
             for member in self._members:
                 if member != self._peer.id:
-                    self._peer.send(member, self._attempt.tag(f"g{segment or ''}"), reduced)
-            self._codec.read(reduced, part, into=self.result[start:stop])
+                    self._peer.send(member, self._attempt.tag(f"g{segment or ''}"), packet)
         self._reduced += 1
 
     async def collect(self, segment: int) -> None:
@@ -200,7 +227,11 @@ class _Butterfly:
         tag = self._attempt.tag(f"g{segment or ''}")
         for owner, (start, stop) in self._others(segment):
             packet = await self._attempt.hear(self._peer, owner, tag)
-            self._codec.read(packet, self._values[start:stop], into=self.result[start:stop])
+            into = self.result[start:stop]
+            await self._aside(
+                stop - start,
+                functools.partial(self._codec.read, packet, self._values[start:stop], into),
+            )
 
     def owed(self) -> list[tuple[int, Tag]]:
         """Return what has not been sent yet, in the order in which the others will ask for it."""
@@ -211,6 +242,9 @@ class _Butterfly:
             *((member, self._attempt.tag(f"g{segment or ''}")) for segment in gathers for member in others),
             *((member, self._attempt.tag(f"s{segment or ''}")) for segment in scatters for member in others),
         ]
+
+    async def _aside(self, numel: int, work: Callable[[], T]) -> T:
+        return await aside(self._peer, self._codec, numel, work)
 
     def _others(self, segment: int) -> list[tuple[int, tuple[int, int]]]:
         """Return the other owners and their chunks that are not empty."""
@@ -286,12 +320,13 @@ async def all_gather(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt)
     A member sends n - 1 encoded vectors. What cannot be used is refused by all alike. Raises `PeerGone`,
     `TimeoutError` or `FrameError`.
     """
-    own = attempt.packed(values, codec)
+    own = await aside(peer, codec, values.numel(), lambda: attempt.packed(values, codec))
     tag = attempt.tag("a")
     for member in attempt.members:
         if member != peer.id:
             peer.send(member, tag, own)
-    return await attempt.contributions(peer, own, tag, codec, values)
+    packets = await attempt.packets(peer, own, tag)
+    return await aside(peer, codec, values.numel(), lambda: attempt.usable(peer, packets, codec, values))
 
 
 async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
@@ -302,7 +337,8 @@ async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt
     """
     segments = [(0, values.numel())] if attempt.whole else segment_bounds(values.numel(), codec.grain)
     if len(segments) == 1:
-        return attempt.fold(await all_gather(peer, values, codec, attempt))
+        contributions = await all_gather(peer, values, codec, attempt)
+        return await aside(peer, codec, values.numel(), lambda: attempt.fold(contributions))
     names = [attempt.tag(f"a{segment or ''}") for segment in range(len(segments))]
     others = [member for member in attempt.members if member != peer.id]
     own: list[Packet] = []
@@ -310,15 +346,21 @@ async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt
     with _owing(peer, lambda: [(member, name) for name in names[len(own) :] for member in others]):
         for step in range(len(segments) + AHEAD):
             if step < len(segments):
-                own.append(attempt.packed(values[slice(*segments[step])], codec))
+                start, stop = segments[step]
+                pack = functools.partial(attempt.packed, values[start:stop], codec)
+                own.append(await aside(peer, codec, stop - start, pack))
                 for member in others:
                     peer.send(member, names[step], own[step])
             if step >= AHEAD:
                 start, stop = segments[step - AHEAD]
-                like = values[start:stop]
-                heard = await attempt.contributions(peer, own[step - AHEAD], names[step - AHEAD], codec, like)
-                result[start:stop] = attempt.fold(heard)
+                packets = await attempt.packets(peer, own[step - AHEAD], names[step - AHEAD])
+                fold = functools.partial(_folded, peer, packets, values[start:stop], codec, attempt)
+                result[start:stop] = await aside(peer, codec, stop - start, fold)
     return result
+
+
+def _folded(peer: Peer, packets: list[tuple[int, Packet]], like: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
+    return attempt.fold(attempt.usable(peer, packets, codec, like))
 
 
 AllReduce = Literal["butterfly", "gather", "ring", "tree"]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from decentral.replica import seed_of
 
+DRAWS = 64
+"""Random codes of which the one with the smallest weights is taken: large ones make rounding errors large."""
 NO_SUM = 1e-8
 """Largest error of a coefficient of a sum that is taken for the sum."""
 
@@ -18,24 +20,35 @@ NO_SUM = 1e-8
 def code_matrix(workers: int, stragglers: int, seed: int) -> Tensor:
     """Return B, [n, n] float64, such that any n - s of its rows have the row of ones in their span.
 
-    Row i holds the weights of the gradients that worker i computes, s + 1 of which are not zero.
+    Row i holds the weights of the gradients that worker i computes, s + 1 of which are not zero. Workers are parted
+    into groups of s + 1, each of which computes its own gradients s + 1 times; what is left over joins the last group,
+    which has a random code.
     """
     load = stragglers + 1
-    if workers % load == 0:
-        return torch.kron(torch.eye(workers // load, dtype=torch.float64), torch.ones(load, load, dtype=torch.float64))
-    generator = torch.Generator().manual_seed(seed_of(seed, "gradient coding", workers, stragglers))
-    checks = torch.randn(stragglers, workers, generator=generator, dtype=torch.float64)
-    checks[:, -1] = -checks[:, :-1].sum(dim=1)
+    last = load + workers % load if workers % load else 0
     matrix = torch.zeros(workers, workers, dtype=torch.float64)
-    for row in range(workers):
-        others = [(row + step) % workers for step in range(1, load)]
-        matrix[row, row] = 1
-        matrix[row, others] = -torch.linalg.solve(checks[:, others], checks[:, row])
+    for start in range(0, workers - last, load):
+        matrix[start : start + load, start : start + load] = 1
+    if last:
+        generator = torch.Generator().manual_seed(seed_of(seed, "gradient coding", workers, stragglers))
+        drawn = [_random_code(last, stragglers, generator) for _ in range(DRAWS)]
+        matrix[-last:, -last:] = min(drawn, key=lambda code: float(code.abs().max()))
     return matrix
 
 
+def _random_code(workers: int, stragglers: int, generator: torch.Generator) -> Tensor:
+    """Return B, [n, n], whose row i has its support at i .. i + s, cyclically, with H B' = 0."""
+    checks = torch.randn(stragglers, workers, generator=generator, dtype=torch.float64)
+    checks[:, -1] = -checks[:, :-1].sum(dim=1)
+    code = torch.eye(workers, dtype=torch.float64)
+    for row in range(workers):
+        others = [(row + step) % workers for step in range(1, stragglers + 1)]
+        code[row, others] = -torch.linalg.solve(checks[:, others], checks[:, row])
+    return code
+
+
 def decoding(code: Tensor, came: Collection[int]) -> dict[int, float] | None:
-    """Return by how much each push counts in the sum of all gradients; None if the pushes that came do not give it."""
+    """Return how much each row of those that came counts in the row of ones; None if it is not in their span."""
     pushes = sorted(came)
     if len(pushes) * int((code[0] != 0).sum()) < len(code):  # not every gradient is among them
         return None

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
+from decentral.members import Members
 from decentral.peer import Peer
 from decentral.protocols.gradient_codes import code_matrix, decoding
 from decentral.protocols.merge import OuterField, OuterSGD
@@ -24,11 +25,13 @@ class GradientCoding(ServerRule):
         push_i = sum_j B_ij g_j;   a' B_I = (1, ..., 1) for the pushes I that came
         model <- outer(model, a' push_I / n)
 
-    Tandon et al., arXiv 1612.03301. If s + 1 divides n, groups of s + 1 workers compute the same gradients (fractional
-    repetition); otherwise worker i computes g_i to g_(i + s), and B is such that H B' = 0 for a random H [s, n] whose
-    rows sum to zero. g_j is the gradient of the batch that worker j would train on. A round ends as soon as its pushes
-    give the sum; a late push is dropped, and rounds that a worker has missed count as its steps. The server alone takes
-    optimiser steps; the run's inner optimiser has no part. With more than s workers gone every round is skipped.
+    Tandon et al., arXiv 1612.03301. Groups of s + 1 workers compute the same gradients (fractional repetition). If
+    s + 1 does not divide n, worker i of the last group, of up to 2 s + 1, computes g_i to g_(i + s), and there H B' = 0
+    for a random H whose rows sum to zero. In the paper that group is then all workers, and the weights grow with it,
+    and rounding errors with them. g_j is the gradient of the batch that worker j would train on. A round ends as soon
+    as its pushes give the sum; a late push is dropped, and rounds that a worker has missed count as its steps. The
+    server alone takes optimiser steps; the run's inner optimiser has no part. With more than s workers gone every round
+    is skipped.
 
     A subclass may let the sum be due some rounds later.
     """
@@ -91,7 +94,7 @@ class GradientCoding(ServerRule):
         jobs: dict[int, _Job] = {}
         first, momentum = server.began + 1, server.peer.slot("momentum")
         for number in range(first, first + server.peer.steps_left + self.delay):
-            jobs[number] = _Job(server.model.clone() if self.delay else server.model)
+            jobs[number] = _Job(server.peer.cohort, server.model.clone() if self.delay else server.model)
             due = jobs.get(number - self.delay)
             waiting = await self._round(server, jobs, due)
             gradient = due.mean(self.code(server.peer)) if due is not None else None
@@ -110,7 +113,7 @@ class GradientCoding(ServerRule):
         began_s, until_s = server.peer.now(), math.inf
         code = self.code(server.peer)
         while server.expected:
-            summed = due is None or decoding(code, due.came) is not None
+            summed = due is None or due.weights(code) is not None
             if summed and server.peer.now() >= until_s:
                 break
             push = await server.push(until_s if summed else math.inf)
@@ -144,14 +147,20 @@ class GradientCoding(ServerRule):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """Gradients at `model`, and the coded ones that `came`, by worker."""
+    """Gradients of the workers of `cohort` at `model`, and the coded ones that `came`, by worker."""
 
+    cohort: Members
     model: Tensor
     came: dict[int, Tensor] = field(default_factory=dict)
 
+    def weights(self, code: Tensor) -> dict[int, float] | None:
+        """Return how much each worker's push counts in the sum of all gradients, None if there is no sum yet."""
+        found = decoding(code, [self.cohort.rank(worker) for worker in self.came])
+        return None if found is None else {self.cohort.ids[rank]: weight for rank, weight in found.items()}
+
     def mean(self, code: Tensor) -> Tensor | None:
         """Return the mean of all workers' gradients, or None if what came does not give it."""
-        weights = decoding(code, self.came)
+        weights = self.weights(code)
         if weights is None:
             return None
         total = torch.zeros_like(self.model)

@@ -6,15 +6,18 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from decentral.errors import PeerGone
 from decentral.peer import Peer
 from decentral.protocols.codecs import Codec
+from decentral.protocols.rounds import NORMS_KEPT, NORMS_NEEDED
 from decentral.protocols.syncer import GLOBALS, deliver
 from decentral.wire import SIGNAL, FrameError, Packet, Tag
 
@@ -67,6 +70,7 @@ class Server:
         self._out = dict.fromkeys(peer.members, dispatched)
         self._number: dict[int, int] = {}  # of each worker's last push
         self._steps: dict[int, int] = {}  # that each worker has done
+        self._norms: deque[float] = deque(maxlen=NORMS_KEPT)  # of the last pushes
         self._packet: Packet | None = None
         self.peer = peer
         self.began = peer.step
@@ -158,11 +162,22 @@ class Server:
         try:
             if packet.codec != SIGNAL:
                 values = self._codec.decode(packet, self.model)
+                self._require_usual(values)
                 self._arrived.append((Push(worker, values, out.assigned, 0, elapsed_s), out.version))
                 return
         except FrameError as error:
             self.peer.refuse(worker, error)
         self.dispatch(worker, self._rule.next_assignment(self, worker))  # its push was lost here, or with its server
+
+    def _require_usual(self, values: Tensor) -> None:
+        """Raise `FrameError` if a push is longer than `peer.norm_limit` times the median of those before it."""
+        if not self.peer.norm_limit or not isinstance(values, Tensor):  # phantoms have no norm
+            return
+        norm = float(torch.linalg.vector_norm(values))
+        median = statistics.median_low(self._norms) if len(self._norms) >= NORMS_NEEDED else 0.0
+        if median and norm > self.peer.norm_limit * median:
+            raise FrameError("norm", f"norm {norm:.3g} where {median:.3g} is usual")
+        self._norms.append(norm)
 
 
 async def hear(peer: Peer, source: int, tag: Tag, serving: asyncio.Task[None] | None = None) -> Packet | None:

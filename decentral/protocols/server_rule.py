@@ -25,10 +25,10 @@ from decentral.wire import SIGNAL, FrameError, Tag, signal
 class ServerRule(SyncRule):
     """A rule whose workers talk to a server alone.
 
-    The server is a coroutine beside the lowest member's worker. If that dies, the next lowest member serves on from the
-    model it pulled last, with no momentum; a push that the dead server may have applied is not sent again, so none is
-    applied twice. The server's worker stays until nobody has anything more to push; then everybody is sent the model
-    that it came to, so that all replicas end equal. Models travel in float32.
+    The server is a coroutine beside the lowest member's worker. If that dies, the next lowest member serves on, once
+    its own phase is over, from the model it pulled last, with no momentum; a push that the dead server may have applied
+    is not sent again, so none is applied twice. The server's worker stays until nobody has anything more to push; then
+    everybody is sent the model that it came to, so that all replicas end equal. Models travel in float32.
     """
 
     codec: CodecField = Float32()

@@ -123,6 +123,10 @@ class SimWorld:
             await self._loop.sleep(self._duration(peer.id, steps))
         return work()
 
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do the work, in no virtual time."""
+        return work()
+
     async def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Forward first; then fragments become final one after the other, each after its share of the elements."""
         duration = self._duration(peer.id, 1)

@@ -19,7 +19,7 @@ from torch import Tensor
 GRAIN = 1 << 16
 """Buffers are of multiples of so many bytes: the chunks of a vector that differ by an element fit the same ones."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _HELD_BYTES, _MAPPED_BYTES = 64 << 20, 4 << 20
 
 
@@ -34,7 +34,8 @@ def prepare_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES) and mallopt(_M_TRIM_THRESHOLD, _HELD_BYTES))
+    settings = ((_M_MMAP_THRESHOLD, _MAPPED_BYTES), (_M_TRIM_THRESHOLD, _HELD_BYTES), (_M_ARENA_MAX, 1))
+    return all(mallopt(name, value) for name, value in settings)
 
 
 class _Loan(np.ndarray[Any, np.dtype[np.uint8]]):

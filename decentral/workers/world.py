@@ -40,6 +40,7 @@ class RealWorld:
         self._incarnation = incarnation
         self._speed = speed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="train")
+        self._coding = ThreadPoolExecutor(1, thread_name_prefix="code")
         self._loop = asyncio.get_running_loop()
         self._unreported: list[Record] = []
         self._reported = 0
@@ -66,6 +67,7 @@ class RealWorld:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             self._thread.shutdown(wait=False)
+            self._coding.shutdown(wait=False)
             with suppress(RunError):  # when the worker fails, its records tell how it came to it
                 await self._hand_in()
         await self._coordinator.leave(self._reported, self._unreported)
@@ -104,6 +106,10 @@ class RealWorld:
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Do the work in the worker's thread; training takes a slow worker longer, evaluation does not."""
         return await self._loop.run_in_executor(self._thread, self._training(self._slowed(work) if steps else work))
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do the work in a thread of its own: the event loop goes on feeding the wire."""
+        return await self._loop.run_in_executor(self._coding, work)
 
     async def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Compute the gradient in the worker's thread; fragments come out of it as they become final."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cluster import NET, all_equal, cluster, crash, replicas, rounds
+from cluster import NET, all_equal, cluster, crash, replicas, rounds, short
 from plain import NOISY, Plain, close
 from torch import Tensor
 
@@ -117,7 +117,7 @@ def test_a_worker_that_leaves_is_not_waited_for() -> None:
     assert outcome.seconds < 1.5 * simulate(cluster(AsyncLocalSGD(period=5), 3, 40, task=NOISY)).seconds + 2
 
 
-@pytest.mark.parametrize("codec", [Int8(block=8), E3M0(), ErrorFeedback(codec=TopK(chunk=6, k=3))], ids=str)
+@pytest.mark.parametrize("codec", [Int8(block=8), E3M0(), ErrorFeedback(codec=TopK(chunk=6, k=3))], ids=short)
 def test_coarse_pushes_come_near_to_exact_ones(codec: Codec) -> None:
     exact = simulate(cluster(AsyncLocalSGD(period=5), 3, 40, task=NOISY))
     coarse = simulate(cluster(AsyncLocalSGD(period=5, codec=codec), 3, 40, task=NOISY))

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from cluster import NET, all_equal, cluster, crash, replicas, rounds
+from cluster import NET, all_equal, cluster, crash, replicas, rounds, short
 from plain import NOISY, Plain, close
 from test_async_local_sgd import QUICK
 from torch import Tensor
@@ -113,7 +113,7 @@ def test_a_worker_that_leaves_is_not_waited_for() -> None:
     assert all_equal(outcome)
 
 
-@pytest.mark.parametrize("codec", [Int8(block=8), E3M0()], ids=str)
+@pytest.mark.parametrize("codec", [Int8(block=8), E3M0()], ids=short)
 def test_coarse_pushes_train_too(codec: Codec) -> None:
     outcome = simulate(cluster(DynamicBackupWorkers(period=4, codec=codec), 3, 40))
     assert outcome.after["loss"] < 0.8 * outcome.before["loss"]

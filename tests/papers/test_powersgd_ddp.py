@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cluster import all_equal, cluster, crash, replicas
+from cluster import all_equal, cluster, crash, replicas, short
 
 from decentral.inner import SGD
 from decentral.outcome import Outcome
@@ -16,21 +16,21 @@ WIDE = {"name": "cluster:Net", "hidden": 48}
 """Its matrices are [48, 3], [2, 48] and [1, 2]."""
 
 
-def trained(codec: Codec, buckets: Cut, workers: int = 3, steps: int = 20) -> Outcome:
+def trained(codec: Codec, buckets: Cut, workers: int = 3, steps: int = 10) -> Outcome:
     rule = DDP(codec=codec, buckets=buckets)
     return simulate(cluster(rule, workers, steps, task=WIDE, inner=SGD(lr=0.1), batch_size=4))
 
 
-@pytest.mark.parametrize("buckets", [Whole(), Buckets(megabytes=1e-4)], ids=str)
+@pytest.mark.parametrize("buckets", [Whole(), Buckets(megabytes=1e-4)], ids=short)
 def test_with_full_rank_it_is_data_parallel(buckets: Cut) -> None:
     full = trained(PowerSGD(rank=3, min_compression=1.0), buckets)
     assert all_equal(full)
     assert torch.allclose(replicas(full), replicas(trained(Float32(), buckets)), atol=1e-4)
 
 
-@pytest.mark.parametrize("buckets", [Whole(), Buckets(megabytes=1e-4)], ids=str)
+@pytest.mark.parametrize("buckets", [Whole(), Buckets(megabytes=1e-4)], ids=short)
 def test_with_one_column_replicas_stay_equal_and_learn_what_it_leaves_out_later(buckets: Cut) -> None:
-    low, exact = trained(PowerSGD(rank=1), buckets, steps=60), trained(Float32(), buckets, steps=60)
+    low, exact = trained(PowerSGD(rank=1), buckets, steps=25), trained(Float32(), buckets, steps=25)
     assert all_equal(low)
     assert low.after["loss"] == pytest.approx(exact.after["loss"], rel=0.1)
     assert not torch.allclose(low.params[0], exact.params[0], atol=1e-4)

@@ -110,6 +110,22 @@ def test_what_cannot_be_read_and_what_comes_again_is_refused_and_costs_the_other
     assert outcome.params[0][:4].tolist() == [15, 2, 15, 0]
 
 
+class Loud(Tally):
+    """From its third push on worker 2 says a million times as much."""
+
+    async def work(self, peer: Peer, anchor: Tensor, assigned: int) -> Tensor | None:
+        push = await super().work(peer, anchor, assigned)
+        return push * 1e6 if push is not None and peer.id == 2 and peer.step > 2 * self.period else push
+
+
+def test_a_push_of_absurd_length_is_refused_if_there_is_a_limit() -> None:
+    run = cluster(Loud(), 3, 20)
+    guarded, trusting = (simulate(run.model_copy(update={"norm_limit": limit})) for limit in (10.0, 0.0))
+    assert guarded.params[0][:4].tolist() == [10, 10, 2, 0]
+    assert {record.code for record in guarded.records if isinstance(record, Refused)} == {"norm"}
+    assert trusting.params[0][2] == 8e6 + 2
+
+
 class Failing(Tally):
     async def serve(self, server: Server) -> None:
         await server.push()
