@@ -16,7 +16,7 @@ from decentral.workers.buffers import GRAIN, Buffers, prepare_memory
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_freed_memory_is_used_again_without_the_kernel() -> None:
     assert prepare_memory()
-    size = 4 << 20
+    size = 2 << 20
     b"x" * size
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
