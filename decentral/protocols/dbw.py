@@ -26,10 +26,10 @@ class DynamicBackupWorkers(LocalStepsRule):
 
     Xu et al., arXiv 2004.14696, from memory of the paper. A push is the change of H local steps. There the curvature L
     comes from the workers' losses; here, where losses do not travel, from how the mean turns: on a quadratic
-    E<gbar', gbar> = N - eta L |gbar|^2. There time(k), of the k-th push since the round began, also depends on the k of
-    the round before; here it is a running mean that does not fall as k grows, and a k that has never been waited for
-    is not chosen. A single push shows no variance: V is then that of the rounds before. Made for workers with alike
-    data: the quickest are heard most.
+    E<gbar', gbar> = N - eta L |gbar|^2. time(k), of the k-th push since the round began, is a running mean over rounds
+    after one of as many pushes (over all rounds, where there was none), and does not fall as k grows; there it is a fit
+    to all rounds. A k that has never been waited for is not chosen. A single push shows no variance: V is then that of
+    the rounds before. Made for workers with alike data, for the quickest are heard most.
     """
 
     name = "dbw"
@@ -39,7 +39,7 @@ class DynamicBackupWorkers(LocalStepsRule):
 
     async def serve(self, server: Server) -> None:
         known = _Known(self.lr)
-        quorum = len(server.peer.members)
+        quorum, before = len(server.peer.members), 0
         while True:
             pushes: list[Push] = []
             began_s = server.peer.now()
@@ -48,9 +48,10 @@ class DynamicBackupWorkers(LocalStepsRule):
                     server.dispatch(push.worker, self.period)
                     continue
                 pushes.append(push)
-                known.took(len(pushes), server.peer.now() - began_s)
+                known.took(len(pushes), before, server.peer.now() - began_s)
             if not pushes:
                 return
+            before = len(pushes)
             pushes.sort(key=lambda push: push.worker)
             gradient = mean([push.values for push in pushes])
             server.model.sub_(gradient, alpha=self.lr)
@@ -59,7 +60,7 @@ class DynamicBackupWorkers(LocalStepsRule):
                 server.dispatch(push.worker, self.period)
             if isinstance(gradient, Tensor):  # phantoms say nothing of themselves: wait for all
                 known.saw(gradient, [push.values for push in pushes])
-                quorum = known.quorum()
+                quorum = known.quorum(before)
 
 
 class _Known:
@@ -69,12 +70,13 @@ class _Known:
         self._lr = lr
         self._rounds: deque[tuple[float, float, float]] = deque(maxlen=ROUNDS_KEPT)  # N, V, L
         self._last: tuple[Tensor, float] | None = None  # gbar and its N
-        self._time_s: dict[int, float] = {}
+        self._time_s: dict[tuple[int, int], float] = {}  # by count, and count of the round before (0: whatever it was)
 
-    def took(self, count: int, seconds: float) -> None:
-        """The `count`-th push of a round has come so long after it began."""
-        known_s = self._time_s.get(count, seconds)
-        self._time_s[count] = known_s + (seconds - known_s) / ROUNDS_KEPT
+    def took(self, count: int, before: int, seconds: float) -> None:
+        """The `count`-th push of a round after one of `before` has come so long after it began."""
+        for key in {(count, before), (count, 0)}:
+            known_s = self._time_s.get(key, seconds)
+            self._time_s[key] = known_s + (seconds - known_s) / ROUNDS_KEPT
 
     def saw(self, gradient: Tensor, values: Sequence[Tensor]) -> None:
         """A round has come to the mean `gradient` `[P]` of these pushes."""
@@ -90,13 +92,14 @@ class _Known:
         self._rounds.append((norm, variance, max(curvature, 0.0)))
         self._last = (gradient, norm)
 
-    def quorum(self) -> int:
-        """Return how many pushes the next round waits for."""
+    def quorum(self, before: int) -> int:
+        """Return how many pushes the round after one of `before` waits for."""
         norm, variance, curvature = (sum(column) / len(self._rounds) for column in zip(*self._rounds, strict=True))
         half = curvature * self._lr**2 / 2
-        counts = range(1, max(self._time_s) + 1)
+        counts = range(1, max(self._time_s)[0] + 1)
         gains = [(self._lr - half) * norm - half * variance / count for count in counts]
-        return best_quorum(gains, [self._time_s[count] for count in counts])
+        times_s = [self._time_s.get((count, before), self._time_s[count, 0]) for count in counts]
+        return best_quorum(gains, times_s)
 
 
 def best_quorum(gains: Sequence[float], times_s: Sequence[float]) -> int:

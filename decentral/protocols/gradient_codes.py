@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from decentral.members import Members
 from decentral.replica import seed_of
 
 DRAWS = 64
@@ -58,3 +60,27 @@ def decoding(code: Tensor, came: Collection[int]) -> dict[int, float] | None:
     if float((rows @ weights - ones).abs().max()) > NO_SUM:
         return None
     return dict(zip(pushes, weights.view(-1).tolist(), strict=True))
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Gradients of the workers of `cohort` at `model`, and the coded ones that `came`, by worker."""
+
+    cohort: Members
+    model: Tensor
+    came: dict[int, Tensor] = field(default_factory=dict)
+
+    def weights(self, code: Tensor) -> dict[int, float] | None:
+        """Return how much each worker's push counts in the sum of all gradients, None if there is no sum yet."""
+        found = decoding(code, [self.cohort.rank(worker) for worker in self.came])
+        return None if found is None else {self.cohort.ids[rank]: weight for rank, weight in found.items()}
+
+    def mean(self, code: Tensor) -> Tensor | None:
+        """Return the mean of all workers' gradients, or None if what came does not give it."""
+        weights = self.weights(code)
+        if weights is None:
+            return None
+        total = torch.zeros_like(self.model)
+        for worker, weight in weights.items():
+            total.add_(self.came[worker], alpha=weight / len(code))
+        return total

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
-from decentral.members import Members
 from decentral.peer import Peer
-from decentral.protocols.gradient_codes import code_matrix, decoding
+from decentral.protocols.gradient_codes import Job, code_matrix
 from decentral.protocols.merge import OuterField, OuterSGD
 from decentral.protocols.server import Server
 from decentral.protocols.server_rule import ServerRule
@@ -91,10 +89,10 @@ class GradientCoding(ServerRule):
         return coded
 
     async def serve(self, server: Server) -> None:
-        jobs: dict[int, _Job] = {}
+        jobs: dict[int, Job] = {}
         first, momentum = server.began + 1, server.peer.slot("momentum")
         for number in range(first, first + server.peer.steps_left + self.delay):
-            jobs[number] = _Job(server.peer.cohort, server.model.clone() if self.delay else server.model)
+            jobs[number] = Job(server.peer.cohort, server.model.clone() if self.delay else server.model)
             due = jobs.get(number - self.delay)
             waiting = await self._round(server, jobs, due)
             gradient = due.mean(self.code(server.peer)) if due is not None else None
@@ -107,7 +105,7 @@ class GradientCoding(ServerRule):
         while (push := await server.push()) is not None:  # stragglers have a last step to do
             self._assign(server, jobs, push.worker)
 
-    async def _round(self, server: Server, jobs: dict[int, _Job], due: _Job | None) -> list[int]:
+    async def _round(self, server: Server, jobs: dict[int, Job], due: Job | None) -> list[int]:
         """Take pushes until the round is over; return the workers that wait for the next one."""
         waiting: list[int] = []
         began_s, until_s = server.peer.now(), math.inf
@@ -128,7 +126,7 @@ class GradientCoding(ServerRule):
                 until_s = min(until_s, began_s + (1 + self.wait) * push.elapsed_s)
         return sorted(waiting)
 
-    def _assign(self, server: Server, jobs: dict[int, _Job], worker: int) -> None:
+    def _assign(self, server: Server, jobs: dict[int, Job], worker: int) -> None:
         """Send a worker out: to do a job again whose sum is due and lacks pushes, or for the round's own job."""
         number = self.next_assignment(server, worker)
         due = jobs.get(number - self.delay) if self.delay else None
@@ -143,27 +141,3 @@ class GradientCoding(ServerRule):
         """Return B, [n, n] float64: how much of each worker's gradient is in each worker's push."""
         workers = len(peer.cohort)
         return code_matrix(workers, self.tolerated(workers), peer.seed)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """Gradients of the workers of `cohort` at `model`, and the coded ones that `came`, by worker."""
-
-    cohort: Members
-    model: Tensor
-    came: dict[int, Tensor] = field(default_factory=dict)
-
-    def weights(self, code: Tensor) -> dict[int, float] | None:
-        """Return how much each worker's push counts in the sum of all gradients, None if there is no sum yet."""
-        found = decoding(code, [self.cohort.rank(worker) for worker in self.came])
-        return None if found is None else {self.cohort.ids[rank]: weight for rank, weight in found.items()}
-
-    def mean(self, code: Tensor) -> Tensor | None:
-        """Return the mean of all workers' gradients, or None if what came does not give it."""
-        weights = self.weights(code)
-        if weights is None:
-            return None
-        total = torch.zeros_like(self.model)
-        for worker, weight in weights.items():
-            total.add_(self.came[worker], alpha=weight / len(code))
-        return total
