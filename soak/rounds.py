@@ -44,7 +44,11 @@ MORTALS = (2, 3)
 DIMENSION = 4096
 REPORT_EVERY = 100
 NOTICE = 200
-"""Rounds between the news of a join and the round from which it counts: nobody is further ahead than that."""
+"""Rounds between the news of a join and the round from which it counts: nobody is further ahead than that.
+
+The newcomer itself is let go when all others have come there. Otherwise one late pair makes the next ones late, and with
+a fixed patience everybody gives everybody up for ever.
+"""
 GROWTH = 1.05
 """How much more memory, at the most, in the last tenth of the run than after the first quarter."""
 KEYS = Keys("the secret of a soak run")
@@ -143,6 +147,7 @@ class Soak:
         self._random = random.Random(seed)
         self._spawn = multiprocessing.get_context("spawn")
         self._epoch = 0
+        self._newcomers: dict[int, Change] = {}
         self._lives: dict[int, Life] = {}
         self.kills = 0
 
@@ -170,7 +175,8 @@ class Soak:
             for worker in [worker for worker, when in back.items() if reached >= when]:
                 del back[worker]
                 self._lives[worker] = self._begin(worker, self.kills)
-                self._tell(first=reached + NOTICE)
+                self._tell(first=reached + NOTICE + 1, newcomer=worker)
+            self._let_go()
         return self._lives
 
     def _begin(self, worker: int, incarnation: int) -> Life:
@@ -182,18 +188,29 @@ class Soak:
 
     def _kill(self, worker: int) -> None:
         life = self._lives.pop(worker)
+        self._newcomers.pop(worker, None)
         life.process.kill()
         life.process.join()
         life.pipe.close()
         self.kills += 1
         self._tell(first=0)
 
-    def _tell(self, first: int) -> None:
+    def _let_go(self) -> None:
+        """Start the newcomers for whom the others have made room."""
+        for worker, change in list(self._newcomers.items()):
+            others = [life.reports for other, life in self._lives.items() if other not in self._newcomers]
+            if all(reports and reports[-1][0] >= change.first - 1 for reports in others):
+                self._lives[worker].pipe.send(self._newcomers.pop(worker))
+
+    def _tell(self, first: int, newcomer: int | None = None) -> None:
         self._epoch += 1
         contacts = {worker: life.contact for worker, life in self._lives.items()}
         change = Change(Members(self._epoch, tuple(contacts)), contacts, first)
-        for life in self._lives.values():
-            life.pipe.send(change)
+        for worker, life in self._lives.items():
+            if worker == newcomer:
+                self._newcomers[worker] = change
+            elif worker not in self._newcomers:
+                life.pipe.send(change)
 
     def _interval(self) -> int:
         return self._random.randint(4, 10) * REPORT_EVERY
