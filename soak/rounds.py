@@ -46,8 +46,8 @@ REPORT_EVERY = 100
 NOTICE = 200
 """Rounds between the news of a join and the round from which it counts: nobody is further ahead than that.
 
-The newcomer itself is let go when all others have come there. Otherwise one late pair makes the next ones late, and with
-a fixed patience everybody gives everybody up for ever.
+The newcomer itself is let go when all others have come there. Otherwise one late pair makes the next ones late, and
+with a fixed patience everybody gives everybody up for ever.
 """
 GROWTH = 1.05
 """How much more memory, at the most, in the last tenth of the run than after the first quarter."""
@@ -147,7 +147,7 @@ class Soak:
         self._random = random.Random(seed)
         self._spawn = multiprocessing.get_context("spawn")
         self._epoch = 0
-        self._newcomers: dict[int, Change] = {}
+        self._newcomers: dict[int, int] = {}  # the round in which each begins
         self._lives: dict[int, Life] = {}
         self.kills = 0
 
@@ -197,20 +197,24 @@ class Soak:
 
     def _let_go(self) -> None:
         """Start the newcomers for whom the others have made room."""
-        for worker, change in list(self._newcomers.items()):
+        for worker, first in list(self._newcomers.items()):
             others = [life.reports for other, life in self._lives.items() if other not in self._newcomers]
-            if all(reports and reports[-1][0] >= change.first - 1 for reports in others):
-                self._lives[worker].pipe.send(self._newcomers.pop(worker))
+            if all(reports and reports[-1][0] >= first - 1 for reports in others):
+                del self._newcomers[worker]
+                self._lives[worker].pipe.send(self._change(first))
 
     def _tell(self, first: int, newcomer: int | None = None) -> None:
         self._epoch += 1
-        contacts = {worker: life.contact for worker, life in self._lives.items()}
-        change = Change(Members(self._epoch, tuple(contacts)), contacts, first)
+        change = self._change(first)
         for worker, life in self._lives.items():
             if worker == newcomer:
-                self._newcomers[worker] = change
+                self._newcomers[worker] = first
             elif worker not in self._newcomers:
                 life.pipe.send(change)
+
+    def _change(self, first: int) -> Change:
+        contacts = {worker: life.contact for worker, life in self._lives.items()}
+        return Change(Members(self._epoch, tuple(contacts)), contacts, first)
 
     def _interval(self) -> int:
         return self._random.randint(4, 10) * REPORT_EVERY
