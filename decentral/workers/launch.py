@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -56,8 +59,8 @@ def train(run: Run, *, address: str | None = None, on_record: Callable[[Record],
     secret = _secret()
     task = run.make_task()
     before = held_out(task, run.seed)  # first: this is where missing data shows
-    with _cluster(run, address):
-        job = Job(run, secret, on_record)
+    with _heeding_interrupts() as heed, _cluster(run, address):
+        job = Job(run, secret, on_record, heed)
         try:
             job.start()
             job.supervise()
@@ -72,7 +75,10 @@ def train(run: Run, *, address: str | None = None, on_record: Callable[[Record],
 class Job:
     """One run's actors and records."""
 
-    def __init__(self, run: Run, secret: str, on_record: Callable[[Record], None] | None) -> None:
+    def __init__(
+        self, run: Run, secret: str, on_record: Callable[[Record], None] | None, heed: Callable[[], None]
+    ) -> None:
+        self._heed = heed
         self.records: list[Record] = []
         self.params: dict[int, Tensor] = {}
         self.slots: dict[int, dict[str, Tensor]] = {}
@@ -206,6 +212,7 @@ class Job:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _poll(self) -> Poll:
+        self._heed()
         poll: Poll = _answer(self._coordinator.poll.remote(), ANSWER_S, "the coordinator is lost")
         self._take(poll)
         return poll
@@ -279,6 +286,33 @@ def _seconds(records: list[Record]) -> float:
 
 def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[Callable[[], None]]:
+    """Yield what raises `KeyboardInterrupt` if the user has pressed Ctrl-C and nobody has noticed.
+
+    An interrupt that comes while Ray frees an object is lost in its finaliser, and the run would go on.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    pressed = threading.Event()
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    def heed() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------

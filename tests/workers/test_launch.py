@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,18 @@ def test_an_interrupt_leaves_no_actor_and_loses_no_record() -> None:
         assert steps == list(range(5, 5 * len(steps) + 1, 5))
 
 
+@pytest.mark.usefixtures("clean")
+def test_an_interrupt_that_a_finaliser_has_swallowed_ends_the_run_all_the_same() -> None:
+    def see(record: Record) -> None:
+        if isinstance(record, Synced):
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run_of(steps=2000), on_record=see)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 SCRIPT = """
 import sys
 from decentral.journal import Synced
@@ -213,7 +226,10 @@ def test_ctrl_c_ends_a_local_run_with_all_its_processes() -> None:
         while process.stdout.readline() != "synced\n":
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as the terminal does it: everybody in the foreground gets it
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # nothing, if it has ended
     assert err.rstrip().endswith("KeyboardInterrupt")
     deadline = time.monotonic() + 10
     while (left := session_of(process.pid)) and time.monotonic() < deadline:
