@@ -52,6 +52,7 @@ from decentral.protocols.heloco import HeLoCo
 from decentral.protocols.hierarchical import HierarchicalDiLoCo
 from decentral.protocols.just_one_byte import JustOneByte
 from decentral.protocols.local_sgd import LocalSGD
+from decentral.protocols.m_sgc import MSGC
 from decentral.protocols.merge import MERGES, OUTERS, Mean, Merge, Nesterov, Outer, OuterSGD
 from decentral.protocols.modest import MoDeST
 from decentral.protocols.naming import part_named
@@ -83,7 +84,7 @@ RULES.update({rule.name: rule for rule in (SGP, GASLoC, FactoredGossip, ADPSGD, 
 RULES.update({rule.name: rule for rule in (SlowMo, CO2, PALSGD, AutoLoCo, HierarchicalDiLoCo, SAVIC, DESLOC, MTDAO)})
 RULES.update({rule.name: rule for rule in (StreamingDiLoCo, EagerDiLoCo, SparseLoCo, DecoupledDiLoCo, SPARTA)})
 RULES.update({rule.name: rule for rule in (AsyncLocalSGD, FedBuff, FedCompass, DynamicBackupWorkers)})
-RULES.update({rule.name: rule for rule in (GradientCoding, SRSGC, EF21SGDM, DeMo, Psyche, JustOneByte, FedKSeed)})
+RULES.update({rule.name: rule for rule in (GradientCoding, SRSGC, MSGC, EF21SGDM, DeMo, Psyche, JustOneByte, FedKSeed)})
 RuleField = Annotated[SyncRule, BeforeValidator(lambda value: part_named(value, RULES, SyncRule, "rule"))]
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "EF21",
     "EF21SGDM",
     "MERGES",
+    "MSGC",
     "MTDAO",
     "OUTERS",
     "PALSGD",

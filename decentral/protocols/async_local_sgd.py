@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from pydantic import Field
 
 from decentral.errors import ConfigError
-from decentral.protocols.server import Push, Server
+from decentral.protocols.hosting import Push
+from decentral.protocols.server import Server
 from decentral.protocols.server_rule import LocalStepsRule
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
+from decentral.protocols.hosting import Push
 from decentral.protocols.merge import mean
 from decentral.protocols.schedule import FixedPeriod
-from decentral.protocols.server import Push, Server
+from decentral.protocols.server import Server
 from decentral.protocols.server_rule import LocalStepsRule
 
 ROUNDS_KEPT = 5

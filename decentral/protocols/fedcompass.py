@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
+from decentral.protocols.hosting import Push
 from decentral.protocols.schedule import FixedPeriod
-from decentral.protocols.server import Push, Server
+from decentral.protocols.server import Server
 from decentral.protocols.server_rule import LocalStepsRule
 
 

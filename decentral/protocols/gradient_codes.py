@@ -64,23 +64,27 @@ def decoding(code: Tensor, came: Collection[int]) -> dict[int, float] | None:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Gradients of the workers of `cohort` at `model`, and the coded ones that `came`, by worker."""
+    """Gradients of the workers of `cohort` at `model`, and what `came` of it, by worker: coded as `code` says."""
 
     cohort: Members
     model: Tensor
+    code: Tensor
     came: dict[int, Tensor] = field(default_factory=dict)
 
-    def weights(self, code: Tensor) -> dict[int, float] | None:
-        """Return how much each worker's push counts in the sum of all gradients, None if there is no sum yet."""
-        found = decoding(code, [self.cohort.rank(worker) for worker in self.came])
-        return None if found is None else {self.cohort.ids[rank]: weight for rank, weight in found.items()}
+    @property
+    def complete(self) -> bool:
+        """Whether what came gives the sum of all gradients."""
+        return self._weights() is not None
 
-    def mean(self, code: Tensor) -> Tensor | None:
+    def mean(self) -> Tensor | None:
         """Return the mean of all workers' gradients, or None if what came does not give it."""
-        weights = self.weights(code)
+        weights = self._weights()
         if weights is None:
             return None
         total = torch.zeros_like(self.model)
-        for worker, weight in weights.items():
-            total.add_(self.came[worker], alpha=weight / len(code))
+        for rank, weight in weights.items():
+            total.add_(self.came[self.cohort.ids[rank]], alpha=weight / len(self.code))
         return total
+
+    def _weights(self) -> dict[int, float] | None:
+        return decoding(self.code, [self.cohort.rank(worker) for worker in self.came])

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from decentral.errors import PeerGone
 from decentral.peer import Peer
-from decentral.protocols.syncer import GLOBALS, Syncer, deliver, down, up
+from decentral.protocols.hosting import GLOBALS, deliver
+from decentral.protocols.syncer import Syncer, down, up
 from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
 
 if TYPE_CHECKING:

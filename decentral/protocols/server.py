@@ -6,19 +6,14 @@ import asyncio
 import dataclasses
 import itertools
 import math
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
-from decentral.errors import PeerGone
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec
-from decentral.protocols.rounds import NORMS_KEPT, NORMS_NEEDED
-from decentral.protocols.syncer import GLOBALS, deliver
+from decentral.protocols.hosting import GLOBALS, Push, UsualNorms, deliver, hear, pull_channel, push_channel
 from decentral.wire import SIGNAL, FrameError, Packet, Tag
 
 if TYPE_CHECKING:
@@ -28,29 +23,6 @@ NEWEST_SHARE = 0.9
 """Of the last measurement in the running mean of a worker's seconds a step."""
 
 
-def push_channel(host: int, worker: int) -> str:
-    """Return the channel on which a worker talks to the server at worker `host`."""
-    return f"push {host} {worker}"
-
-
-def pull_channel(host: int) -> str:
-    """Return the channel on which the server at worker `host` answers."""
-    return f"pull {host}"
-
-
-class Push(NamedTuple):
-    """What a worker has pushed: `values` `[P]` float32 as decoded, ours to change.
-
-    It is what was `assigned` (0: by another server); `staleness` updates and `elapsed_s` seconds have passed since.
-    """
-
-    worker: int
-    values: Tensor
-    assigned: int
-    staleness: int
-    elapsed_s: float
-
-
 class _Dispatch(NamedTuple):
     version: int
     at_s: float
@@ -58,10 +30,10 @@ class _Dispatch(NamedTuple):
 
 
 class Server:
-    """The server's state: `model` `[P]` float32, and `version`, the updates that it has seen."""
+    """The server's state: `model` float32, `[P]` or as many as the rule sends, and `version`, the updates so far."""
 
     def __init__(self, rule: ServerRule, peer: Peer, model: Tensor) -> None:
-        self._rule, self._codec = rule, fitted(rule.codec, peer)
+        self._rule, self._codec = rule, rule.push_codec(peer)
         self._total = peer.step + peer.steps_left
         self._arrived: deque[tuple[Push, int]] = deque()  # and the version that its worker began with
         self._news = asyncio.Event()
@@ -70,7 +42,7 @@ class Server:
         self._out = dict.fromkeys(peer.members, dispatched)
         self._number: dict[int, int] = {}  # of each worker's last push
         self._steps: dict[int, int] = {}  # that each worker has done
-        self._norms: deque[float] = deque(maxlen=NORMS_KEPT)  # of the last pushes
+        self._norms = UsualNorms(peer.norm_limit)
         self._packet: Packet | None = None
         self.peer = peer
         self.began = peer.step
@@ -153,48 +125,19 @@ class Server:
 
     def _take(self, worker: int, packet: Packet) -> None:
         out = self._out.pop(worker, _Dispatch(-1, self.peer.now(), 0))
+        steps = packet.weight - 1
         elapsed_s = self.peer.now() - out.at_s
         if out.assigned and elapsed_s > 0:  # else nobody here knows when it began with what
-            step_s = elapsed_s / max(1, packet.weight - self._steps.get(worker, self.began))
+            step_s = elapsed_s / max(1, steps - self._steps.get(worker, self.began))
             known_s = self.step_s.get(worker, step_s)
             self.step_s[worker] = known_s + NEWEST_SHARE * (step_s - known_s)
-        self._steps[worker] = packet.weight
+        self._steps[worker] = steps
         try:
             if packet.codec != SIGNAL:
                 values = self._codec.decode(packet, self.model)
-                self._require_usual(values)
+                self._norms.require(values)
                 self._arrived.append((Push(worker, values, out.assigned, 0, elapsed_s), out.version))
                 return
         except FrameError as error:
             self.peer.refuse(worker, error)
         self.dispatch(worker, self._rule.next_assignment(self, worker))  # its push was lost here, or with its server
-
-    def _require_usual(self, values: Tensor) -> None:
-        """Raise `FrameError` if a push is longer than `peer.norm_limit` times the median of those before it."""
-        if not self.peer.norm_limit or not isinstance(values, Tensor):  # phantoms have no norm
-            return
-        norm = float(torch.linalg.vector_norm(values))
-        median = statistics.median_low(self._norms) if len(self._norms) >= NORMS_NEEDED else 0.0
-        if median and norm > self.peer.norm_limit * median:
-            raise FrameError("norm", f"norm {norm:.3g} where {median:.3g} is usual")
-        self._norms.append(norm)
-
-
-async def hear(peer: Peer, source: int, tag: Tag, serving: asyncio.Task[None] | None = None) -> Packet | None:
-    """Return the packet, however long its sender takes; None when that has gone.
-
-    Raises what `serving`, which is to send it, has failed with.
-    """
-    while True:
-        try:
-            return (await peer.recv(source, tag))[1]
-        except TimeoutError:
-            if serving is not None and serving.done():
-                await serving
-        except PeerGone:
-            return None
-
-
-def fitted(codec: Codec, peer: Peer) -> Codec:
-    """Return the codec for whole models of this peer."""
-    return codec.fit(peer.layout.shapes(((0, peer.layout.size),))) if codec.shaped else codec

@@ -10,15 +10,16 @@ import asyncio
 import dataclasses
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Coder, Float32
+from decentral.protocols.codecs import Codec, CodecField, Coder, Float32
+from decentral.protocols.hosting import GLOBALS, deliver, hear, pull_channel, push_channel
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
-from decentral.protocols.server import Server, fitted, hear, pull_channel, push_channel
-from decentral.protocols.syncer import GLOBALS, deliver
+from decentral.protocols.server import Server
 from decentral.wire import SIGNAL, FrameError, Tag, signal
 
 
@@ -33,6 +34,16 @@ class ServerRule(SyncRule):
 
     codec: CodecField = Float32()
     """How pushes travel."""
+
+    @property
+    def vectors(self) -> int:
+        """Vectors `[P]` in a push, and models in what comes back, of which the last is the newest."""
+        return 1
+
+    def push_codec(self, peer: Peer) -> Codec:
+        """Return the codec as it is for this peer's pushes."""
+        whole = ((0, peer.layout.size),) * self.vectors
+        return self.codec.fit(peer.layout.shapes(whole)) if self.codec.shaped else self.codec
 
     def check(self, workers: int) -> None:
         """Refuse codecs that need the same participants in every round."""
@@ -59,7 +70,10 @@ class ServerRule(SyncRule):
 
     @abstractmethod
     async def work(self, peer: Peer, anchor: Tensor, assigned: int) -> Tensor | None:
-        """Do what was assigned; return what to push, `[P]`, or None when the budget is spent."""
+        """Do what was assigned; return what to push, as long as `anchor`, or None when the budget is spent.
+
+        `anchor` is what the server sent last: `vectors` models one after the other.
+        """
 
     @abstractmethod
     async def serve(self, server: Server) -> None:
@@ -84,8 +98,8 @@ class _Link:
 
     def __init__(self, rule: ServerRule, peer: Peer) -> None:
         self._rule, self._peer = rule, peer
-        self.anchor = peer.slot("anchor", peer.params)
-        codec = fitted(rule.codec, peer)
+        self.anchor = peer.slot("anchor", torch.cat([peer.params] * rule.vectors))
+        codec = rule.push_codec(peer)
         self._coder = codec.coder(lambda name, like: peer.slot(f"push.{name}", like)) or Coder(codec)
         self._serving: asyncio.Task[None] | None = None
         self._host()
@@ -104,7 +118,8 @@ class _Link:
         while True:
             host, lost = self._host(), packet.codec == SIGNAL
             number = peer.next_round(push_channel(host, peer.id))
-            deliver(peer, host, Tag(push_channel(host, peer.id), number), dataclasses.replace(packet, weight=peer.step))
+            packet = dataclasses.replace(packet, weight=peer.step + 1)  # which is above 0, as weights are
+            deliver(peer, host, Tag(push_channel(host, peer.id), number), packet)
             reply = await hear(peer, host, Tag(pull_channel(host), number), self._serving)
             if reply is not None:
                 used = not lost
@@ -119,7 +134,7 @@ class _Link:
             self.anchor.copy_(GLOBALS.decode(reply, self.anchor))
         except FrameError as error:
             peer.refuse(host, error)
-        peer.params.copy_(self.anchor)
+        peer.params.copy_(self.anchor[-peer.layout.size :])
         return reply.weight
 
     async def end(self) -> None:

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from decentral.errors import PeerGone
-from decentral.peer import Peer
-from decentral.protocols.codecs import Float32
 from decentral.protocols.collectives import Contribution
+from decentral.protocols.hosting import GLOBALS, deliver
 from decentral.protocols.merge import radial_mean, weighted_mean
 from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
 
 if TYPE_CHECKING:
     from decentral.protocols.decoupled_diloco import DecoupledDiLoCo
     from decentral.protocols.learner import Learner
-
-GLOBALS = Float32()
-"""Global fragments travel whole: whoever has missed one is right again with the next."""
 
 
 def down(host: int) -> str:
@@ -32,14 +28,6 @@ def down(host: int) -> str:
 def up(host: int) -> str:
     """Return the channel on which learners talk to it."""
     return f"learners {host}"
-
-
-def deliver(peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None] | None:
-    """Send a packet, or put it into our own mail."""
-    if to == peer.id:
-        peer.arrived(to, tag, packet)
-        return None
-    return peer.send(to, tag, packet)
 
 
 class Syncer:

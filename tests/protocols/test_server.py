@@ -12,9 +12,9 @@ from torch import Tensor
 from decentral.journal import Left, Refused
 from decentral.peer import Peer
 from decentral.protocols.codecs import Float32, Int8
-from decentral.protocols.server import Server, pull_channel, push_channel
+from decentral.protocols.hosting import GLOBALS, pull_channel, push_channel
+from decentral.protocols.server import Server
 from decentral.protocols.server_rule import LocalStepsRule
-from decentral.protocols.syncer import GLOBALS
 from decentral.sim.simulate import simulate
 from decentral.wire import Tag
 
@@ -96,7 +96,7 @@ class Cheat(Tally):
         unreadable, one = Int8().encode(peer.params), Float32().encode(torch.eye(16)[1])
         for number, packet in enumerate((unreadable, one, one), start=1):
             steps = await peer.train(self.period)
-            packet.weight = steps * number
+            packet.weight = steps * number + 1
             peer.send(0, Tag(up, number), packet)
             _, reply = await peer.recv(0, Tag(down, number))
             assert GLOBALS.decode(reply, peer.params)[1] == max(0, number - 1)

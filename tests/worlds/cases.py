@@ -12,6 +12,7 @@ from decentral.protocols import (
     DDP,
     DESLOC,
     EF21SGDM,
+    MSGC,
     MTDAO,
     PALSGD,
     QSR,
@@ -45,6 +46,7 @@ from decentral.protocols import (
     Layers,
     LocalSGD,
     MatchedRandom,
+    Median,
     MoDeST,
     Nesterov,
     NoLoCo,
@@ -58,7 +60,7 @@ from decentral.protocols import (
     SyncRule,
     Torus,
 )
-from decentral.protocols.codecs import DCT, EF21, PowerSGD, TopK
+from decentral.protocols.codecs import DCT, E3M0, EF21, ErrorFeedback, PowerSGD, TopK
 
 NET = {"name": "cluster:Net"}
 ONE_LAYER = Layers(layers=1)
@@ -86,6 +88,10 @@ CASES: dict[str, Case] = {
     "diloco": Case(DiLoCo(period=3)),
     "diloco int8 ring": Case(DiLoCo(period=3, codec=Int8(), all_reduce="ring")),
     "diloco gather": Case(DiLoCo(period=3, all_reduce="gather")),
+    "diloco e3m0": Case(DiLoCo(period=3, codec=E3M0(), all_reduce="gather")),
+    "diloco e3m0, sums in four bits too": Case(DiLoCo(period=3, codec=E3M0())),
+    "diloco topk with feedback": Case(DiLoCo(period=3, codec=ErrorFeedback(codec=TopK()), all_reduce="gather")),
+    "diloco median": Case(DiLoCo(period=3, merge=Median(), all_reduce="gather")),
     "noloco": Case(NoLoCo(period=3)),
     "noloco with two exchanges": Case(NoLoCo(period=3, gamma=0.5)),
     "gossip": Case(Gossip(period=3)),
@@ -138,6 +144,7 @@ CASES: dict[str, Case] = {
     "dbw": Case(DynamicBackupWorkers(period=2), exact=False),
     "gradient_coding": Case(GradientCoding(), exact=False),
     "sr_sgc": Case(SRSGC(), exact=False),
+    "m_sgc": Case(MSGC(window=2), steps=12, exact=False),
     "ef21_sgdm": Case(EF21SGDM(eta=0.5, codec=EF21(codec=TopK(chunk=8, k=4)))),
     "demo": Case(DeMo(codec=DCT(k=4))),
     "psyche": Case(Psyche()),
