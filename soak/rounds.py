@@ -82,14 +82,14 @@ def _worker(worker: int, incarnation: int, rounds: int, pipe: Connection) -> Non
 
 
 async def _work(worker: int, incarnation: int, rounds: int, pipe: Connection) -> None:
+    task = Quadratic(dimension=DIMENSION)  # first: the others wait from the moment they know where we listen
+    replica = TorchReplica(task, SGD(lr=0.1), worker=worker, seed=0, batch_size=1, total_steps=rounds)
     inbox = Inbox()
     transport = Transport(inbox, keys=KEYS, max_packet_bytes=1 << 20, patience_s=5.0)
     pipe.send(await transport.start("127.0.0.1"))
     changes: asyncio.Queue[Change] = asyncio.Queue()
     asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: changes.put_nowait(pipe.recv()))
     change = await changes.get()
-    task = Quadratic(dimension=DIMENSION)
-    replica = TorchReplica(task, SGD(lr=0.1), worker=worker, seed=0, batch_size=1, total_steps=rounds)
     world = _World(transport, incarnation)
     peer = inbox.peer = Peer(world, replica, change.members, worker=worker, seed=0, steps=rounds, patience_s=5.0)
     peer.cohort = Members(0, tuple(range(WORKERS)))
