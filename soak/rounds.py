@@ -167,7 +167,8 @@ class Soak:
                 except EOFError:
                     done.add(worker)
             reached = max(life.reports[-1][0] if life.reports else 0 for life in self._lives.values())
-            if reached > next_kill and reached + 3 * NOTICE < self._rounds and not done:
+            whole = not (back or self._newcomers)  # one is away at a time: who waits to come in counts for nobody yet
+            if whole and reached > next_kill and reached + 3 * NOTICE < self._rounds and not done:
                 victim = self._random.choice([worker for worker in MORTALS if worker in self._lives])
                 self._kill(victim)
                 back[victim] = reached + self._random.randint(0, 3) * REPORT_EVERY
