@@ -49,6 +49,8 @@ NOTICE = 200
 The newcomer itself is let go when all others have come there. Otherwise one late pair makes the next ones late, and
 with a fixed patience everybody gives everybody up for ever.
 """
+QUIET_END = 2000
+"""Nobody is killed in so many last rounds: a process takes seconds to start, and the others do not wait for it."""
 GROWTH = 1.05
 """How much more memory, at the most, in the last tenth of the run than after the first quarter."""
 KEYS = Keys("the secret of a soak run")
@@ -87,8 +89,8 @@ async def _work(worker: int, incarnation: int, rounds: int, pipe: Connection) ->
     inbox = Inbox()
     transport = Transport(inbox, keys=KEYS, max_packet_bytes=1 << 20, patience_s=5.0)
     pipe.send(await transport.start("127.0.0.1"))
-    changes: asyncio.Queue[Change] = asyncio.Queue()
-    asyncio.get_running_loop().add_reader(pipe.fileno(), lambda: changes.put_nowait(pipe.recv()))
+    loop, changes = asyncio.get_running_loop(), asyncio.Queue[Change]()
+    loop.add_reader(pipe.fileno(), lambda: changes.put_nowait(pipe.recv()))
     change = await changes.get()
     world = _World(transport, incarnation)
     peer = inbox.peer = Peer(world, replica, change.members, worker=worker, seed=0, steps=rounds, patience_s=5.0)
@@ -96,16 +98,27 @@ async def _work(worker: int, incarnation: int, rounds: int, pipe: Connection) ->
     transport.admit(change.contacts)
     for _ in range(change.first - 1):
         peer.next_round("pair")
+    number = change.first
     pending: list[Change] = []
-    topology = RandomGroups()
-    for number in range(change.first, rounds + 1):
-        while not changes.empty():
-            pending.append(changes.get_nowait())
+
+    def apply() -> None:
+        """Hear of a death at once, in mid-round; of a join before its round."""
         while pending and pending[0].first <= number:
             change = pending.pop(0)
-            gone = set(peer.members) - set(change.members)
             transport.admit(change.contacts)
-            peer.changed(change.members, gone)
+            peer.changed(change.members, set(peer.members) - set(change.members))
+
+    def told() -> None:
+        try:
+            pending.append(pipe.recv())
+        except EOFError:  # the driver is gone
+            os._exit(1)
+        apply()
+
+    loop.add_reader(pipe.fileno(), told)
+    topology = RandomGroups()
+    for number in range(change.first, rounds + 1):
+        apply()
         links = topology.links(peer, round_ := peer.next_round("pair"))
         await exchange(peer, links, peer.params, Int8(), round_=round_)
         await asyncio.sleep(0)
@@ -114,7 +127,7 @@ async def _work(worker: int, incarnation: int, rounds: int, pipe: Connection) ->
                 (number, _resident(), len(asyncio.all_tasks()), threading.active_count(), _files(), world.committed)
             )
     await transport.drained()
-    asyncio.get_running_loop().remove_reader(pipe.fileno())
+    loop.remove_reader(pipe.fileno())
     await transport.close()
 
 
@@ -149,6 +162,7 @@ class Soak:
         self._epoch = 0
         self._newcomers: dict[int, int] = {}  # the round in which each begins
         self._lives: dict[int, Life] = {}
+        self._done: set[int] = set()
         self.kills = 0
 
     def run(self) -> dict[int, Life]:
@@ -158,17 +172,11 @@ class Soak:
         self._tell(first=1)
         back: dict[int, int] = {}  # round at which a killed worker is started again
         next_kill = self._interval()
-        done: set[int] = set()
-        while len(done) < len(self._lives):
-            for pipe in wait([life.pipe for worker, life in self._lives.items() if worker not in done], timeout=60.0):
-                worker = next(worker for worker, life in self._lives.items() if life.pipe is pipe)
-                try:
-                    self._lives[worker].reports.append(pipe.recv())  # type: ignore[union-attr]
-                except EOFError:
-                    done.add(worker)
-            reached = max(life.reports[-1][0] if life.reports else 0 for life in self._lives.values())
+        while len(self._done) < len(self._lives):
+            wait([life.pipe for worker, life in self._lives.items() if worker not in self._done], timeout=60.0)
+            reached = self._hear()
             whole = not (back or self._newcomers)  # one is away at a time: who waits to come in counts for nobody yet
-            if whole and reached > next_kill and reached + 3 * NOTICE < self._rounds and not done:
+            if whole and reached > next_kill and reached + QUIET_END < self._rounds:
                 victim = self._random.choice([worker for worker in MORTALS if worker in self._lives])
                 self._kill(victim)
                 back[victim] = reached + self._random.randint(0, 3) * REPORT_EVERY
@@ -176,9 +184,19 @@ class Soak:
             for worker in [worker for worker, when in back.items() if reached >= when]:
                 del back[worker]
                 self._lives[worker] = self._begin(worker, self.kills)
-                self._tell(first=reached + NOTICE + 1, newcomer=worker)
+                self._tell(first=self._hear() + NOTICE + 1, newcomer=worker)  # the others went on meanwhile
             self._let_go()
         return self._lives
+
+    def _hear(self) -> int:
+        """Take the reports that have come; return the highest round in one."""
+        for worker, life in self._lives.items():
+            try:
+                while worker not in self._done and life.pipe.poll():
+                    life.reports.append(life.pipe.recv())
+            except (EOFError, ConnectionResetError):
+                self._done.add(worker)
+        return max(life.reports[-1][0] if life.reports else 0 for life in self._lives.values())
 
     def _begin(self, worker: int, incarnation: int) -> Life:
         ours, theirs = self._spawn.Pipe()

@@ -88,6 +88,7 @@ class Transport:
         self._contacts: dict[int, Contact] = {}
         self._admitted = asyncio.Event()
         self._channels: dict[str, Any] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._flights: dict[int, set[asyncio.Task[None]]] = {}
         self._server: Any = None
 
@@ -101,16 +102,22 @@ class Transport:
 
     def admit(self, contacts: Mapping[int, Contact]) -> None:
         """From now on talk to these members, and hear these incarnations of them and no others."""
-        for worker in set(self._contacts) - set(contacts):
-            self.drop(worker)
+        for worker, contact in list(self._contacts.items()):
+            if contacts.get(worker) != contact:
+                self._drop(worker)
         self._contacts = dict(contacts)
         self._admitted.set()
 
-    def drop(self, worker: int) -> None:
+    def _drop(self, worker: int) -> None:
         """The worker is gone: packets on the way to it fail with `PeerGone`, packets from it are refused."""
-        self._contacts.pop(worker, None)
         for flight in list(self._flights.get(worker, ())):
             flight.cancel()
+        contact = self._contacts.pop(worker, None)
+        channel = self._channels.pop(contact.address, None) if contact else None
+        if channel is not None:  # who comes back listens elsewhere, and may do so a thousand times
+            closing = asyncio.get_running_loop().create_task(channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def send(self, to: int, header: bytes, packet: Packet) -> asyncio.Future[None]:
         """Start sending; the future is done when the packet has been delivered, or fails with `PeerGone`."""
@@ -141,10 +148,9 @@ class Transport:
     async def close(self) -> None:
         """Hang up and stop listening. Packets on the way fail."""
         for worker in list(self._flights):
-            self.drop(worker)
+            self._drop(worker)
         await self.drained()
-        for channel in self._channels.values():
-            await channel.close()
+        await asyncio.gather(*self._closing)
         if self._server is not None:
             await self._server.stop(grace=None)
 

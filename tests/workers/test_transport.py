@@ -96,6 +96,23 @@ async def raw(address: str, *messages: bytes, secret: str | None = SECRET) -> gr
     return grpc.StatusCode.OK
 
 
+def test_who_comes_back_again_and_again_leaves_no_channel_behind() -> None:
+    async def main() -> None:
+        channels: list[int] = []
+        async with transport(Recorder()) as (sender, _):
+            for incarnation in range(12):
+                async with transport(Recorder()) as (receiver, address):
+                    sender.admit({1: Contact(incarnation, address)})
+                    receiver.admit({0: Contact(0, "unused")})
+                    packet = packet_of(100)
+                    await sender.send(1, header_of(packet), packet)
+                gc.collect()
+                channels.append(sum(issubclass(type(thing), grpc.aio.Channel) for thing in gc.get_objects()))
+        assert channels[-1] <= channels[3]
+
+    run(main())
+
+
 @pytest.mark.parametrize("nbytes", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 20_000_003])
 def test_a_packet_arrives_as_it_was_sent(nbytes: int) -> None:
     async def main() -> None:

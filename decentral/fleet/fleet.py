@@ -6,37 +6,13 @@ simulated one uses all of it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 from pydantic import Field
 
 from decentral.errors import ConfigError
+from decentral.fleet.events import Event
+from decentral.fleet.groups import WorkerGroup
+from decentral.fleet.units import PositiveNumber
 from decentral.part import Section
-
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class WorkerGroup(Section):
-    """Some workers of one kind."""
-
-    count: int = Field(default=1, ge=1)
-    """How many."""
-    speed: float = Field(default=1.0, gt=0, le=1)
-    """Local steps a second, relative to the fastest worker."""
-    up_bps: PositiveNumber | None = None
-    """Uplink in bits per second; the fleet's if unset."""
-    down_bps: PositiveNumber | None = None
-    """Downlink in bits per second; the fleet's if unset."""
-
-
-class Event(Section):
-    """Something that befalls a worker of a simulated run."""
-
-    at_s: float = Field(ge=0, allow_inf_nan=False)
-    """When, in seconds after the start."""
-    kind: Literal["crash"] = "crash"
-    """"crash": the worker is gone in mid-sentence; the others find out `detection_s` later."""
-    worker: int = Field(ge=0)
 
 
 class Fleet(Section):
