@@ -14,7 +14,7 @@ TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cp
 endif
 endif
 
-.PHONY: train test lint format bench fuzz soak clean
+.PHONY: train test lint format bench fidelity fuzz soak clean
 
 train: $(READY)
 	$(BIN)/decentral train
@@ -31,6 +31,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Minutes, on a quiet machine, as root: what is predicted against real runs over links limited by the kernel.
+fidelity: $(READY)
+	$(BIN)/pytest -m fidelity tests/worlds/fidelity
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -14,9 +14,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 from decentral.errors import ConfigError
 from decentral.fleet import Fleet
 from decentral.inner import INNER, AdamW, Inner
+from decentral.naming import class_named, part_named
 from decentral.part import Section
 from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
-from decentral.protocols.naming import class_named, part_named
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every
 from decentral.task import Task
@@ -52,6 +52,14 @@ class Real(Section):
     """Emulate the fleet's links: bytes really travel at `up_bps`, `down_bps` and `latency_s`, as they do simulated."""
 
 
+class Sim(Section):
+    """How a run is simulated. Nothing here changes a bit of what comes out."""
+
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that compute local steps, forked from this one; unset: one for each core if the run is long enough for
+    that to pay, otherwise none but this one (as with 1)."""
+
+
 class Run(Section):
     """Everything that defines a run; the same file trains, simulates and compares."""
 
@@ -80,6 +88,8 @@ class Run(Section):
     """The machines."""
     real: Real = Real()
     """How real machines are used."""
+    sim: Sim = Sim()
+    """How simulations are computed."""
     compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For `decentral compare`: a table of fields for each rule that needs its own."""
 
@@ -99,6 +109,8 @@ class Run(Section):
         self.fleet.check()
         self.rule.check(self.fleet.size)
         self.inner.check(self.steps)
+        if self.fleet.brings_newcomers:
+            self.rule.check_newcomers()
 
     def with_rule(self, name: str) -> Run:
         """Return this run under another rule, with its own fields from `compare` and else what both rules share.
@@ -158,7 +170,7 @@ def validated(table: Mapping[str, Any], where: str) -> Run:
         raise ConfigError("\n".join(f"{where}: {message}" for message in _messages(error))) from error
     try:
         run.check()
-        run.make_task()
+        run.fleet.check_work(run.make_task().tokens_per_sample)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return run

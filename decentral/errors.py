@@ -26,5 +26,11 @@ class RunError(DecentralError):
     status = 1
 
 
+class VerificationError(DecentralError):
+    """A run whose own records contradict each other. The runtime is to blame, not the user."""
+
+    status = 1
+
+
 class PeerGone(ConnectionError):
     """The worker at the other end has left the run or died. A rule's collective ends its wait with this."""

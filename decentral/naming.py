@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from decentral.loading import load
@@ -38,3 +39,10 @@ def class_named(name: str, known: Mapping[str, type[P]], base: type[Any], what: 
         raise ValueError(f"'{name}' is not a {base.__name__}")
     cls: type[P] = found
     return cls
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'x'? " for the known name that is most like this one, whatever its case; "" for none."""
+    by_folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), by_folded, 1)
+    return f"did you mean '{by_folded[near[0]]}'? " if near else ""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from decentral.naming import class_named, part_named
 from decentral.protocols import CODECS, CUTS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, Codec, DiLoCo, Int8, SyncRule
-from decentral.protocols.naming import class_named, part_named
 
 KNOWN = ", ".join(sorted(CODECS))
 
