@@ -27,6 +27,11 @@ class Task(Part):
 
     higher_is_better: ClassVar[bool] = False
 
+    @property
+    def tokens_per_sample(self) -> int | None:
+        """How many tokens a sample has, for the simulator's step times on a device; None: samples are no sequences."""
+        return None
+
     @abstractmethod
     def model(self) -> nn.Module:
         """Return a new model. Called under a fixed seed, so that every worker starts from equal weights."""

@@ -6,13 +6,34 @@ simulated one uses all of it.
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from decentral.errors import ConfigError
-from decentral.fleet.events import Event
+from decentral.fleet.churn import Churn, Exponential, Preemption
+from decentral.fleet.events import PLAYED, Event
 from decentral.fleet.groups import WorkerGroup
+from decentral.fleet.links import FleetNetwork
+from decentral.fleet.prices import Prices
+from decentral.fleet.replay import Trace
+from decentral.fleet.traces import TRACES
 from decentral.fleet.units import PositiveNumber
+from decentral.naming import nearest, part_named
 from decentral.part import Section
+
+CHURN: dict[str, type[Churn]] = {cls.name: cls for cls in (Trace, Preemption, Exponential)}
+"""The built-in models of churn by the name that run files use."""
+
+
+def _churn(value: object) -> Churn:
+    """Return the model that a run file names; the name of a built-in trace is short for a table with it."""
+    if isinstance(value, str) and value in TRACES:
+        value = {"name": "trace", "source": value}
+    return part_named(value, CHURN, Churn, "model of churn")
+
+
+ChurnField = Annotated[Churn, BeforeValidator(_churn)]
 
 
 class Fleet(Section):
@@ -26,18 +47,31 @@ class Fleet(Section):
     """Groups of workers, numbered from 0 in this order."""
     step_time_s: PositiveNumber = 0.05
     """Simulated: seconds a local step takes at speed 1."""
+    step_flops: PositiveNumber | None = None
+    """Simulated: floating-point operations of a local step, for groups with a device; unset: 6 x parameters x tokens,
+    where the task's samples consist of tokens."""
     jitter: float = Field(default=0.0, ge=0, le=2)
     """Simulated: sigma of a log-normal factor, of mean 1, on each local step's time."""
     up_bps: PositiveNumber = 100e6
-    """Simulated: uplink of a worker in bits per second."""
+    """Simulated: uplink of a worker in bits per second, where neither its group nor its site says it."""
     down_bps: PositiveNumber = 100e6
-    """Simulated: downlink of a worker in bits per second."""
+    """Simulated: downlink of a worker in bits per second, likewise."""
     latency_s: float = Field(default=0.02, ge=0, allow_inf_nan=False)
-    """Simulated: one-way latency between any two workers in seconds."""
+    """Simulated: one-way latency between any two workers in seconds, where no link or site says it."""
     detection_s: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     """Simulated: seconds until a crash is known to the others."""
+    layerwise: bool = False
+    """Simulated: workers start a layer's forward pass as soon as its update has come, and send it as soon as its last
+    local step is done, as papers assume. Real ones, and these if false, wait for all layers and send all at once."""
     events: tuple[Event, ...] = ()
     """Simulated: what befalls the workers."""
+    churn: ChurnField | None = None
+    """Simulated: machines that are taken away and replaced: "trace", "preemption" or "exponential", or a built-in trace
+    such as "bamboo:p3"; unset: none."""
+    network: FleetNetwork = FleetNetwork()
+    """What joins sites, partitions, and how flows share."""
+    prices: Prices = Prices()
+    """What traffic between sites costs."""
 
     @property
     def size(self) -> int:
@@ -48,12 +82,52 @@ class Fleet(Section):
         """Return the group of every worker, in their order."""
         return [group for group in self.workers for _ in range(group.count)]
 
+    def sites(self) -> list[str | None]:
+        """Return the site of every worker, in their order."""
+        return [group.site for group in self.each()]
+
+    @property
+    def brings_newcomers(self) -> bool:
+        """Whether workers come, or come back, after the start."""
+        late = any(group.start_s for group in self.workers)
+        return late or self.churn is not None or any(event.kind == "join" for event in self.events)
+
     def check(self) -> None:
-        """Raise `ConfigError` for a fleet without workers or an event at a worker that does not exist."""
+        """Raise `ConfigError` for a fleet without workers, or for events or churn that do not fit it."""
         if not self.workers:
             raise ConfigError("fleet.workers: empty; name at least one group, e.g. [[fleet.workers]] count = 4")
         for index, event in enumerate(self.events):
-            if event.worker >= self.size:
+            self._check_event(event, f"fleet.events.{index}")
+        late = any(group.start_s for group in self.workers)
+        if self.churn is not None and late:
+            raise ConfigError("fleet.churn: it says when workers come, and start_s of a group does so too; give one")
+        if self.churn is not None:
+            self.churn.check(self.sites())
+        elif all(group.start_s for group in self.workers):
+            raise ConfigError("fleet.workers: all of them come later (start_s), and somebody must begin the run")
+        self.network.check(self.sites(), self.latency_s)
+        self.prices.check(self.sites())
+
+    def check_work(self, tokens: int | None) -> None:
+        """Raise `ConfigError` if a group's step time cannot be told; `tokens` are those of a sample, None: no such."""
+        for index, group in enumerate(self.workers):
+            if group.mfu and self.step_flops is None and tokens is None:
                 raise ConfigError(
-                    f"fleet.events.{index}.worker: {event.worker}, but workers are numbered 0 to {self.size - 1}"
+                    f"fleet.workers.{index}.device: the step time of {group.device} cannot be told, for the task does "
+                    "not say how many tokens a sample has; give fleet.step_flops, or step_time_s in the group"
                 )
+
+    def _check_event(self, event: Event, where: str) -> None:
+        if event.kind not in PLAYED:
+            raise ConfigError(
+                f"{where}.kind: '{event.kind}' cannot be simulated yet; kinds that can: {', '.join(sorted(PLAYED))}"
+            )
+        if event.worker is not None and event.worker >= self.size:
+            raise ConfigError(f"{where}.worker: {event.worker}, but workers are numbered 0 to {self.size - 1}")
+        if event.site is not None and event.site not in self.sites():
+            known = sorted({site for site in self.sites() if site is not None})
+            hint = nearest(event.site, known)
+            raise ConfigError(f"{where}.site: no group is at '{event.site}'; {hint}sites: {', '.join(known) or 'none'}")
+        there = sum(event.site in (None, site) for site in self.sites())
+        if event.count is not None and event.count > there:
+            raise ConfigError(f"{where}.count: {event.count}, but there are {there} workers to choose from")

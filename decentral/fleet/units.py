@@ -7,3 +7,6 @@ from typing import Annotated
 from pydantic import Field
 
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+HOUR_S = 3600.0

@@ -64,6 +64,11 @@ class ByteGPT(Task):
     eval_windows: PositiveInt = 64
     """Evenly spaced held-out windows that `evaluate` reads."""
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """The bytes that a window predicts."""
+        return self.context
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ByteGPT:
         if self.width % (2 * self.heads):

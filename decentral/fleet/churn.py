@@ -1,0 +1,118 @@
+"""Churn: models that say when machines are taken away and when others come in their place.
+
+A model is a pure function of the fleet's sites and the run's seed, so that every rule meets the same churn, and a
+longer look ahead never changes what comes before.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import abstractmethod
+from bisect import insort
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from decentral.fleet.events import Event
+from decentral.fleet.units import HOUR_S, PositiveNumber, Seconds
+from decentral.part import Part
+from decentral.replica import seed_of
+
+Sites = Sequence[str | None]
+"""The site of each worker, in their order."""
+
+Rate = Annotated[float, Field(gt=0, le=HOUR_S)]
+"""Losses for each hour that a machine is there; more than one a second is a mistake."""
+
+
+class Churn(Part):
+    """Which workers are there at the start, and an endless or finite stream of "preempt" and "join" events."""
+
+    notice_s: Seconds = 0.0
+    """Seconds between the notice of a preemption and the end: 120 on AWS, 30 on Google Cloud, 0 without notice."""
+
+    @abstractmethod
+    def events(self, sites: Sites, seed: int) -> Iterator[Event]:
+        """Yield events of single workers in the order of their time."""
+
+    def starters(self, sites: Sites) -> frozenset[int]:
+        """Return the workers who are there at the start."""
+        return frozenset(range(len(sites)))
+
+    def check(self, sites: Sites) -> None:
+        """Raise `ConfigError` if the model does not fit a fleet of these workers."""
+
+
+class Preemption(Churn):
+    """Correlated preemptions: at one instant a site loses a group of machines, and others take their places later.
+
+    A machine that is there is lost with the rate r, however many there are: with n of them, groups go at the rate
+    r n / E[min(G, n)], uniformly chosen, and G is geometric with mean m: P(G = g) = (1 - 1/m)^(g - 1) / m. Of the lost
+    machines 1 - 1/m^2 then go in groups of two or more. The place of a lost machine is empty for an exponential time.
+    Sites are independent. How well this fits real traces: `python -m benchmarks.churn_fit`.
+    """
+
+    name: ClassVar[str] = "preemption"
+
+    rate_per_hour: Rate
+    """r: preemptions for each hour that a machine is there (AWS V100: 0.61, AWS T4: 0.55)."""
+    group_mean: float = Field(ge=1, allow_inf_nan=False)
+    """m: mean number of machines that a site loses at one instant (AWS V100: 2.1, AWS T4: 1.5)."""
+    reacquire_s: PositiveNumber | None = None
+    """Mean seconds until another machine takes the place of a lost one; unset: none ever does."""
+
+    def events(self, sites: Sites, seed: int) -> Iterator[Event]:
+        """Yield the preemptions and returns of all sites."""
+        streams = []
+        for site in dict.fromkeys(sites):
+            workers = [worker for worker, its_site in enumerate(sites) if its_site == site]
+            streams.append(self._site(workers, np.random.default_rng(seed_of(seed, "preemption", site))))
+        return heapq.merge(*streams, key=lambda event: event.at_s)
+
+    def _site(self, present: list[int], chance: np.random.Generator) -> Iterator[Event]:
+        """Yield one site's events: all waiting times are exponential, so they may be drawn anew after each event."""
+        away: list[tuple[float, int]] = []  # heap of (when its place is taken again, worker)
+        now = 0.0
+        while present or away:
+            loss_at = now + chance.exponential(HOUR_S / self._groups_per_hour(len(present))) if present else np.inf
+            if away and away[0][0] <= loss_at:
+                now, worker = heapq.heappop(away)
+                insort(present, worker)
+                yield Event(at_s=now, kind="join", worker=worker)
+                continue
+            now = float(loss_at)
+            size = min(int(chance.geometric(1 / self.group_mean)), len(present))
+            for place in sorted(chance.choice(len(present), size, replace=False).tolist(), reverse=True):
+                worker = present.pop(place)
+                if self.reacquire_s is not None:
+                    heapq.heappush(away, (now + self.notice_s + chance.exponential(self.reacquire_s), worker))
+                yield Event(at_s=now, kind="preempt", worker=worker, notice_s=self.notice_s)
+
+    def _groups_per_hour(self, machines: int) -> float:
+        single = 1 / self.group_mean
+        mean_size = (1 - (1 - single) ** machines) / single  # E[min(G, n)] of the geometric law
+        return self.rate_per_hour * machines / mean_size
+
+
+class Exponential(Churn):
+    """Independent preemptions: every machine lives for an exponential time of its own. For comparison: spot machines
+    do not die one by one."""
+
+    name: ClassVar[str] = "exponential"
+
+    rate_per_hour: Rate
+    """Preemptions for each hour that a machine is there."""
+    reacquire_s: PositiveNumber | None = None
+    """Mean seconds until another machine takes the place of a lost one; unset: none ever does."""
+
+    def events(self, sites: Sites, seed: int) -> Iterator[Event]:
+        """Yield the preemptions and returns: groups of one."""
+        alone = Preemption(
+            rate_per_hour=self.rate_per_hour,
+            group_mean=1.0,
+            reacquire_s=self.reacquire_s,
+            notice_s=self.notice_s,
+        )
+        return alone.events(sites, seed)
