@@ -6,70 +6,21 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scene import MB, MBPS, Scene, check_max_min, draw_instance
 
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.network import Flow, FlowState, Network, max_min
 
-MBPS = 1e6
-MB = 125_000  # bytes that take one second at 1 Mbit/s
 SIMGRID = Path(__file__).with_name("fixtures") / "simgrid.json"
-
-
-class Scene:
-    """A loop, a network and the times at which flows arrive."""
-
-    def __init__(self, up: Sequence[float], down: Sequence[float], latency_s: float = 0.0, **options: Any) -> None:
-        self.loop = VirtualLoop()
-        self.network = Network(
-            self.loop,
-            up_bps=[bandwidth * MBPS for bandwidth in up],
-            down_bps=[bandwidth * MBPS for bandwidth in down],
-            latency_s=lambda src, dst: latency_s,
-            **options,
-        )
-        self.flows: list[Flow] = []
-
-    def at(self, when: float, action: Callable[[], object]) -> None:
-        self.loop.call_at(when, action)
-
-    def send(self, src: int, dst: int, size_mb: float, when: float = 0.0) -> None:
-        self.at(when, lambda: self.start(src, dst, size_mb))
-
-    def start(self, src: int, dst: int, size_mb: float) -> Flow:
-        flow = self.network.transfer(src, dst, round(size_mb * MB), self.arrived)
-        self.flows.append(flow)
-        return flow
-
-    def arrived(self, flow: Flow) -> None:
-        assert flow.state is FlowState.DONE
-        assert flow.arrived_at == self.loop.time()
-
-    def run(self, until: float = 1e6) -> list[float | None]:
-        """Run to the end of time and return when each flow arrived, in the order in which they were started."""
-        self.loop.run_until_complete(asyncio.sleep(until - self.loop.time()))
-        return [flow.arrived_at for flow in self.flows]
 
 
 def refuse(flow: Flow) -> None:
     pytest.fail(f"{flow} must not get here")
-
-
-@pytest.fixture
-def scenes() -> Iterator[Callable[..., Scene]]:
-    made: list[Scene] = []
-
-    def make(*args: Any, **options: Any) -> Scene:
-        made.append(Scene(*args, **options))
-        return made[-1]
-
-    yield make
-    for scene in made:
-        scene.loop.close()
 
 
 # Cases worked out by hand. Bandwidths in Mbit/s, sizes in seconds at 1 Mbit/s.
@@ -315,34 +266,6 @@ def test_verify_finds_a_link_that_carries_too_much(scenes: Callable[..., Scene])
 
 
 # The definition of max-min fairness, on random instances.
-
-
-def check_max_min(flows: Sequence[Sequence[object]], capacity: dict[Any, float], rates: Sequence[float]) -> None:
-    """Assert that the rates are feasible and every flow has a full resource on which no other flow is faster."""
-    used = {key: math.fsum(rate for path, rate in zip(flows, rates, strict=True) if key in path) for key in capacity}
-    fastest = {
-        key: max([rate for path, rate in zip(flows, rates, strict=True) if key in path], default=0.0)
-        for key in capacity
-    }
-    for key, total in used.items():
-        assert total <= capacity[key] * (1 + 1e-12)
-    for path, rate in zip(flows, rates, strict=True):
-        bottlenecks = [key for key in path if used[key] >= capacity[key] * (1 - 1e-12) and capacity[key] < math.inf]
-        if rate == math.inf:
-            assert all(capacity[key] == math.inf for key in path)
-        else:
-            assert any(rate >= fastest[key] * (1 - 1e-12) for key in bottlenecks), (path, rate)
-
-
-def draw_instance(rng: random.Random) -> tuple[list[list[str]], dict[str, float]]:
-    """Draw up to 60 flows over up to 15 resources of any kind; few distinct capacities make ties, many make none."""
-    choices = rng.choice([[rng.uniform(1.0, 100.0) for _ in range(15)], [1.0, 3.0, 10.0], [7.0]])
-    capacity = {
-        f"link {number}": math.inf if rng.random() < 0.1 else rng.choice(choices)
-        for number in range(rng.randint(1, 15))
-    }
-    flows = [rng.sample(sorted(capacity), rng.randint(0, min(4, len(capacity)))) for _ in range(rng.randint(0, 60))]
-    return flows, capacity
 
 
 @pytest.mark.parametrize("seed", range(300))

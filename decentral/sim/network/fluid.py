@@ -4,170 +4,34 @@ Every node has an uplink and a downlink, and an ordered pair of nodes may have a
 `dst` crosses up(src), down(dst) and pair(src, dst), and at every moment the flows have the one allocation in which no
 flow can be made faster without slowing a flow that is not faster: each flow crosses a full resource on which no other
 flow is faster, its *bottleneck*. Nobody divides a size by a bandwidth here; what a burst costs follows from who else
-sends at that time.
+sends at that time. With `terms` a flow may have a cap of its own, and a weight: "faster" is then in proportion to it.
 
-An allocation changes only when a flow begins to send or ceases to, and then only within the *component*: the flows
-linked with it, directly or through other flows, by shared resources of finite capacity. The network gathers what one
-instant touches and allocates once, at the end of the instant. A flow whose rate stays the same is left alone, so its
-time of completion is not recomputed and does not drift. A flow that meets no other, as most do in gossip, is a
-component of its own: it gets the least of its capacities, and when it ends nobody is left to share anew.
+An allocation changes only when a flow begins to send or ceases to, or a capacity changes, and then only within the
+*component*: the flows linked with it, directly or through other flows, by shared resources of finite capacity. The
+network gathers what one instant touches and allocates once, at the end of the instant. A flow whose rate stays the same
+is left alone, so its time of completion is not recomputed and does not drift. A flow that meets no other, as most do in
+gossip, is a component of its own: it gets the least of its capacities, and when it ends nobody is left to share anew.
+
+Capacities may change: a node's line by `set_capacity`, pairs by themselves as `pair_bps` answers from then on. What
+flows over them shares anew at the end of that instant. A capacity of 0 *stalls* its flows, as a cut cable stalls a TCP
+connection: they keep what they have sent, go on when it heals, and who waits for them may lose patience before.
 
 Nothing here iterates over a set or depends on the address of an object: flows go by their number, resources by theirs.
 """
 
 from __future__ import annotations
 
-import enum
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
-from typing import Any, TypeVar
 
 from decentral.sim.clock import Handle, VirtualLoop
+from decentral.sim.network.flow import NEVER, Flow, FlowState, Terms
+from decentral.sim.network.sharing import fill
 
-__all__ = ["Flow", "FlowState", "Network", "max_min"]
-
-K = TypeVar("K", bound=Hashable)
-
-# Resources that should fill at the same level may compute it a few roundings apart. Levels this close are one level, so
-# that equal flows get equal rates and finish together.
-SAME_LEVEL = 1.0 + 1e-13
 OVERFULL = 1.0 + 1e-9  # what `verify` lets rounding exceed a capacity by
 STALE_ENTRIES_KEPT = 64  # below this a heap is not worth compacting
-NEVER = math.inf
-
-
-# One allocation: progressive filling. The level rises for all flows alike; a resource that fills freezes its flows.
-
-
-def max_min(flows: Sequence[Sequence[K]], capacity: Mapping[K, float]) -> list[float]:
-    """Return the max-min fair rate of each flow, given the resources that it crosses.
-
-    Rates and capacities are in the same unit, such as bits per second. A capacity is positive and may be infinite; a
-    flow that crosses nothing finite has an infinite rate. Raises KeyError for a resource without a capacity.
-    """
-    users: dict[K, list[int]] = {}
-    for flow, path in enumerate(flows):
-        for resource in path:
-            users.setdefault(resource, []).append(flow)
-    rates = _fill(dict(enumerate(flows)), users, users, capacity)
-    return [rates.get(flow, math.inf) for flow in range(len(flows))]
-
-
-def _fill(
-    paths: Mapping[int, Sequence[K]],
-    resources: Iterable[K],
-    users: Mapping[K, Collection[int]],
-    capacity: Mapping[K, float],
-) -> dict[int, float]:
-    """Return the rates of the flows that some finite resource limits.
-
-    `paths` are the resources of each flow, `users` the flows of each resource, all of them in `paths`.
-    """
-    rates: dict[int, float] = {}
-    waiting = {resource: len(users[resource]) for resource in resources}  # its flows that are not frozen
-    spare = {resource: capacity[resource] for resource in waiting}  # what the frozen ones leave of it
-    # The level at which a resource fills only rises while others fill, so an entry of the heap is a lower bound.
-    heap = [(spare[resource] / count, order, resource) for order, (resource, count) in enumerate(waiting.items())]
-    heapify(heap)
-    while heap:
-        level, full = _next_full(heap, spare, waiting)
-        if level == math.inf:
-            break
-        frozen = dict.fromkeys([flow for resource in full for flow in users[resource] if flow not in rates], level)
-        rates.update(frozen)
-        for resource, count in Counter(chain.from_iterable([paths[flow] for flow in frozen])).items():
-            waiting[resource] -= count
-            spare[resource] -= level * count  # once a level, not once a flow: fewer roundings
-    return rates
-
-
-def _next_full(heap: list[tuple[float, int, K]], spare: dict[K, float], waiting: dict[K, int]) -> tuple[float, list[K]]:
-    """Take from the heap the resources that fill next, all of one level; infinity when no flow waits any more."""
-    full: list[K] = []
-    level = bound = math.inf
-    while heap and heap[0][0] <= bound:
-        estimate, order, resource = heappop(heap)
-        if not waiting[resource]:
-            continue
-        fills_at = spare[resource] / waiting[resource]
-        if fills_at > estimate * SAME_LEVEL:
-            heappush(heap, (fills_at, order, resource))
-            continue
-        if not full:
-            level = fills_at
-            bound = level * SAME_LEVEL
-        full.append(resource)
-    return level, full
-
-
-class FlowState(enum.Enum):
-    """Where a flow is in its life."""
-
-    SENDING = "sending"
-    IN_FLIGHT = "in flight"  # the last byte has left and has not arrived
-    DONE = "done"
-    CANCELLED = "cancelled"
-
-
-class Flow:
-    """Some bytes on their way between two nodes. Only the network changes it, but for `cargo`, which is the user's."""
-
-    __slots__ = (
-        "_arrival",
-        "_done",
-        "_finish_at",
-        "_on_sent",
-        "_path",
-        "arrived_at",
-        "cargo",
-        "dst",
-        "latency_s",
-        "nbytes",
-        "number",
-        "rate_bps",
-        "rated_at",
-        "remaining_bits",
-        "sent_at",
-        "src",
-        "started_at",
-        "state",
-    )
-
-    def __init__(
-        self,
-        number: int,
-        src: int,
-        dst: int,
-        nbytes: int,
-        latency_s: float,
-        started_at: float,
-        done: Callable[[Flow], object],
-        on_sent: Callable[[Flow], object] | None,
-    ) -> None:
-        self.number = number  # flows are numbered in the order of their start
-        self.src = src
-        self.dst = dst
-        self.nbytes = nbytes
-        self.latency_s = latency_s
-        self.started_at = started_at  # virtual seconds, like every time below
-        self.cargo: Any = None  # whatever its user wants to find on it in `done`
-        self.state = FlowState.SENDING
-        self.rate_bps = 0.0
-        self.rated_at = started_at  # when the rate was last changed
-        self.remaining_bits = 8.0 * nbytes  # as it was at `rated_at`
-        self.sent_at: float | None = None
-        self.arrived_at: float | None = None
-        self._path: tuple[int, ...] = ()  # the finite resources that it crosses
-        self._finish_at = NEVER
-        self._arrival: Handle | None = None
-        self._done = done
-        self._on_sent = on_sent
-
-    def __repr__(self) -> str:
-        return f"<Flow {self.number} {self.src}->{self.dst} {self.nbytes} bytes, {self.state.value}>"
 
 
 class Network:
@@ -184,15 +48,27 @@ class Network:
         down_bps: Sequence[float],
         latency_s: Callable[[int, int], float],
         pair_bps: Callable[[int, int], float] | None = None,
+        next_change: Callable[[float], float] | None = None,
+        terms: Callable[[int, int], Terms] | None = None,
     ) -> None:
-        """Build a network of len(up_bps) nodes; infinity is no limit. Raises ValueError for a capacity not above 0."""
+        """Build a network of len(up_bps) nodes; infinity is no limit. Raises ValueError for a capacity not above 0.
+
+        `latency_s(src, dst)` is asked once for each flow and may draw, `pair_bps(src, dst)` when a pair begins to talk.
+        With `next_change(now)`, the time after `now` at which `pair_bps` next answers otherwise (infinity: never), it
+        is asked again at that time, and may then say 0. `terms(src, dst)` are asked once for each flow.
+        """
         if len(up_bps) != len(down_bps):
             raise ValueError(f"up_bps has {len(up_bps)} nodes and down_bps {len(down_bps)}; they must be the same")
         self._loop = loop
         self._nodes = len(up_bps)
         self._latency_s = latency_s
         self._pair_bps = pair_bps
-        # Resources are numbered up(0..n-1), down(0..n-1), pair(0,0), pair(0,1), ...; only finite ones have a capacity.
+        self._next_change = next_change
+        self._change: Handle | None = None  # due when pairs change; only while flows send, so that a deadlock shows
+        self._terms = terms
+        self._weights: dict[int, int] | None = None if terms is None else {}  # of the flows that send
+        # Resources are numbered up(0..n-1), down(0..n-1), pair(0,0), pair(0,1), ...; the cap of flow k alone is -k.
+        # Only what is finite, or a pair that may become so, has a capacity.
         self._capacity: dict[int, float] = {}
         for resource, bandwidth_bps in enumerate([*up_bps, *down_bps]):
             self._limit(resource, bandwidth_bps)
@@ -232,6 +108,8 @@ class Network:
         path = self._find_path(src, dst) if nbytes else ()
         self._flows_made = number = self._flows_made + 1
         flow = Flow(number, src, dst, nbytes, latency_s, self._loop.now, done, on_sent)
+        if self._terms is not None and nbytes:
+            path = self._apply(self._terms(src, dst), flow, path)
         self._flows_of[src][number] = flow
         self._flows_of[dst][number] = flow
         if path:
@@ -259,12 +137,34 @@ class Network:
             self.cancel(flow)
         return flows
 
+    def set_capacity(self, node: int, *, up_bps: float | None = None, down_bps: float | None = None) -> None:
+        """Change a node's line from now on; 0 stalls what crosses it until the line is set again.
+
+        Raises ValueError for a node that does not exist, a bandwidth that is negative or not finite, and a line that
+        had no limit when the network was built.
+        """
+        if not 0 <= node < self._nodes:
+            raise ValueError(f"nodes are numbered 0 to {self._nodes - 1}, not {node}")
+        for resource, bandwidth_bps in ((node, up_bps), (self._nodes + node, down_bps)):
+            if bandwidth_bps is None:
+                continue
+            if not 0.0 <= bandwidth_bps < math.inf:
+                raise ValueError(
+                    f"the bandwidth of {self._describe(resource)} must be 0 or more and finite, not {bandwidth_bps}"
+                )
+            if resource not in self._capacity:
+                raise ValueError(f"{self._describe(resource)} has no limit that could change")
+            self._change_to(resource, bandwidth_bps)
+
     def verify(self) -> None:
-        """Raise AssertionError if at this instant a resource carries more than its capacity."""
+        """Raise AssertionError if at the end of this instant a resource carries more than its capacity."""
+        first_pair = 2 * self._nodes
         for resource, users in self._users.items():
             rate_bps = math.fsum(self._sending[number].rate_bps for number in users)
-            if rate_bps > self._capacity[resource] * OVERFULL:
-                limit_bps = self._capacity[resource]
+            limit_bps = self._capacity[resource]
+            if resource >= first_pair and self._pair_bps is not None:  # as it is now, not as we heard of it
+                limit_bps = self._pair_bps(*divmod(resource - first_pair, self._nodes))
+            if rate_bps > limit_bps * OVERFULL:
                 raise AssertionError(f"{self._describe(resource)} carries {rate_bps} bit/s of {limit_bps} bit/s")
 
     # The life of a flow.
@@ -305,7 +205,10 @@ class Network:
             return tuple([resource for resource in (src, down) if resource in capacity])
         pair = (2 + src) * self._nodes + dst
         if pair not in self._users:  # then it has no capacity either: millions of pairs may meet once each
-            self._limit(pair, self._pair_bps(src, dst))
+            if self._next_change is None:
+                self._limit(pair, self._pair_bps(src, dst))
+            else:
+                self._capacity[pair] = self._pair_bps(src, dst)  # without a limit too, as one may come
         return tuple([resource for resource in (src, down, pair) if resource in capacity])
 
     def _limit(self, resource: int, bandwidth_bps: float) -> None:
@@ -314,7 +217,47 @@ class Network:
         if bandwidth_bps < math.inf:
             self._capacity[resource] = float(bandwidth_bps)
 
+    def _apply(self, terms: Terms, flow: Flow, path: tuple[int, ...]) -> tuple[int, ...]:
+        """Put a flow that is about to send under its terms and return its path, with the cap of its own."""
+        flow.remaining_bits *= terms.times_sent
+        if terms.cap_bps < math.inf:
+            self._limit(-flow.number, terms.cap_bps)
+            path = (*path, -flow.number)
+        if path and self._weights is not None:
+            self._weights[flow.number] = terms.weight
+        return path
+
+    def _change_to(self, resource: int, bandwidth_bps: float) -> None:
+        """Give a resource another capacity; its flows, if any, share anew at the end of this instant."""
+        if self._capacity[resource] == bandwidth_bps:
+            return
+        self._capacity[resource] = float(bandwidth_bps)
+        if resource in self._users:
+            if not self._touched and not self._alone:
+                self._loop.at_instant_end(self._allocate)
+            self._touched[resource] = None
+
+    def _await_change(self) -> None:
+        if self._next_change is not None:
+            due = self._next_change(self._loop.now)
+            if not due > self._loop.now:
+                raise ValueError(f"the next change after {self._loop.now} s must be later, not at {due} s")
+            if due < NEVER:
+                self._change = self._loop.call_at(due, self._on_change)
+
+    def _on_change(self) -> None:
+        """Ask anew what the pairs carry that talk now."""
+        self._change = None
+        if self._pair_bps is not None:
+            first = 2 * self._nodes
+            for resource in [resource for resource in self._users if resource >= first]:
+                self._change_to(resource, self._pair_bps(*divmod(resource - first, self._nodes)))
+        if self._sending:
+            self._await_change()
+
     def _describe(self, resource: int) -> str:
+        if resource < 0:
+            return f"flow {-resource}"
         kind, node = divmod(resource, self._nodes)
         if kind >= 2:
             return f"the pair {kind - 2} -> {node}"
@@ -324,6 +267,8 @@ class Network:
         flow._path = path
         number = flow.number
         self._sending[number] = flow
+        if self._change is None and self._next_change is not None:
+            self._await_change()
         alone = True
         for resource in path:
             users = self._users.get(resource)
@@ -344,6 +289,8 @@ class Network:
         flow._finish_at = NEVER  # its entries in the heap are stale from here on
         number = flow.number
         del self._sending[number]
+        if self._weights is not None:
+            del self._weights[number]
         for resource in flow._path:
             users = self._users[resource]
             del users[number]
@@ -353,7 +300,7 @@ class Network:
                 self._touched[resource] = None
             else:
                 del self._users[resource]
-                if resource >= 2 * self._nodes:
+                if not 0 <= resource < 2 * self._nodes:
                     del self._capacity[resource]
 
     # Rates.
@@ -398,11 +345,14 @@ class Network:
         return paths, resources
 
     def _share(self, paths: Mapping[int, tuple[int, ...]], resources: list[int], now: float) -> None:
-        if all(len(self._users[resource]) == len(paths) for resource in resources):  # one path shared by all
+        if self._weights is None and all(len(self._users[resource]) == len(paths) for resource in resources):
+            # One path shared by all.
             level = min([self._capacity[resource] for resource in resources]) / len(paths)
             rates = dict.fromkeys(paths, level)
         else:
-            rates = _fill(paths, resources, self._users, self._capacity)
+            rates = fill(paths, resources, self._users, self._capacity, self._weights)
+            if len(rates) < len(paths):  # some cross only what has no limit at present
+                rates = {number: rates.get(number, NEVER) for number in paths}
         for number, rate_bps in rates.items():
             flow = self._sending[number]
             if rate_bps != flow.rate_bps:
@@ -411,8 +361,11 @@ class Network:
     def _set_rate(self, flow: Flow, rate_bps: float, now: float) -> None:
         self._settle(flow, now)
         flow.rate_bps = rate_bps
-        flow._finish_at = now + flow.remaining_bits / rate_bps
-        heappush(self._finishes, (flow._finish_at, flow.number, flow))
+        if rate_bps:
+            flow._finish_at = now + flow.remaining_bits / rate_bps
+            heappush(self._finishes, (flow._finish_at, flow.number, flow))
+        else:
+            flow._finish_at = NEVER
 
     def _settle(self, flow: Flow, now: float) -> None:
         """Take from the flow's bits those that have left since its rate was last changed."""
