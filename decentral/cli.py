@@ -1,12 +1,14 @@
-"""The command line: train, simulate, compare; certificates."""
+"""The command line: train, simulate, compare; timelines; certificates; profiles of machines."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import secrets
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +17,17 @@ from rich.console import Console
 
 from decentral.compare.rules import compare, comparison, comparison_table, entries_of
 from decentral.config import Run, read_run
-from decentral.errors import DecentralError
+from decentral.errors import ConfigError, DecentralError
 from decentral.folder import RunFolder, new_folder
-from decentral.journal import Record
+from decentral.interrupts import whole
+from decentral.journal import Record, read_journal
 from decentral.outcome import Outcome
 from decentral.report.live import LiveView
 from decentral.report.plots import plot_runs
 from decentral.report.summary import summarize, summary_table
+from decentral.report.timeline import write_timeline
 from decentral.sim.simulate import simulate
+from decentral.sim.watch import Watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,12 +83,40 @@ def simulate_command(
     timing_only: Annotated[
         bool, typer.Option("--timing-only", help="Times and traffic alone, without any tensor work.")
     ] = False,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Write what each worker did when, for ui.perfetto.dev, into this JSON file.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Look at every link after every allocation; keep peaks and pairs. Slower.")
+    ] = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Do the same run in virtual time, on the fleet that the run file describes."""
     run = read_run(run_file, settings or (), task)
-    _do(run, "simulate", out, as_json, lambda see: simulate(run, timing_only=timing_only, on_record=see))
+    watch = Watch(checks=verify, spans=timeline is not None)
+
+    def launch(see: Callable[[Record], None]) -> Outcome:
+        with whole(see) as see_whole:
+            return simulate(run, timing_only=timing_only, on_record=see_whole, watch=watch)
+
+    outcome = _do(run, "simulate", out, as_json, launch, virtual=True)
+    if timeline is not None:
+        _write_timeline(outcome.records, timeline)
+
+
+@app.command(name="timeline")
+def timeline_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, real or simulated, finished or stopped.")],
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file; timeline.json in the folder if unset.")] = None,
+) -> None:
+    """Write a run's timeline for ui.perfetto.dev from its journal."""
+    journal = folder / "journal.jsonl"
+    if not journal.is_file():
+        raise ConfigError(f"{folder}: there is no journal.jsonl in this folder; name the folder of a run")
+    path = out or folder / "timeline.json"
+    _write_timeline(read_journal(journal), path)
+    Console(soft_wrap=True).print(f"timeline: {path}; open it at ui.perfetto.dev")
 
 
 @app.command(name="compare")
@@ -153,16 +186,75 @@ def certs(
     console.print("workers, after a leak and before the last day, make new certificates for all machines.")
 
 
-def _do(
-    run: Run, use: str, out: Path | None, as_json: bool, launch: Callable[[Callable[[Record], None]], Outcome]
+@app.command(name="profile")
+def profile_command(
+    run_file: RunFile = None,
+    settings: Settings = None,
+    task: TaskName = None,
+    peer: Annotated[
+        str | None, typer.Option(help="Measure the link to the machine that listens there: host:port. Unset: loopback.")
+    ] = None,
+    listen_port: Annotated[
+        int | None, typer.Option("--listen", min=0, max=65535, help="Measure nothing: be the --peer of other machines.")
+    ] = None,
+    secret: Annotated[
+        str | None, typer.Option(envvar="DECENTRAL_SECRET", help="What both machines know; --listen makes one up.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the section into this file too.")] = None,
 ) -> None:
+    """Measure this machine and its link: prints the [fleet] section of a run file with machines like this one."""
+    from decentral import profile  # the transport is slow to import
+    from decentral.workers import rpc
+
+    run = read_run(run_file, settings or (), task)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    if peer is not None and secret is None:
+        raise ConfigError("profile --peer: give --secret, the one that the other machine's --listen has printed")
+    keys = rpc.Keys.here(secret or secrets.token_hex(16), run.real.certificates)
+    if listen_port is not None:
+        told = f"--secret {keys.secret}"
+        with suppress(KeyboardInterrupt):
+            asyncio.run(
+                profile.listen(
+                    rpc.host_here(),
+                    listen_port,
+                    keys,
+                    run.patience_s,
+                    lambda address: console.print(f"on the other machine: decentral profile --peer {address} {told}"),
+                )
+            )
+        return
+    steps = profile.measure_steps(run)
+    if peer is None:
+        link = asyncio.run(profile.measure_loopback(keys, run.patience_s))
+        console.print(
+            "note: the link is this machine's loopback, faster than any network; measure a real one with --peer"
+        )
+    else:
+        link = asyncio.run(profile.measure_link(peer, keys, run.patience_s))
+        console.print(f"note: measured from here to {peer}; down_bps is taken to be the same: profile there to see")
+    section = profile.fleet_section(run.fleet.size, steps, link)
+    if write is not None:
+        write.write_text(section, encoding="utf-8")
+    sys.stdout.write(section)
+
+
+def _do(
+    run: Run,
+    use: str,
+    out: Path | None,
+    as_json: bool,
+    launch: Callable[[Callable[[Record], None]], Outcome],
+    *,
+    virtual: bool = False,
+) -> Outcome:
     """Run with live progress, and leave a run folder and a closing table."""
     console = Console(stderr=as_json)
     task = run.make_task()
     folder = RunFolder(out or new_folder(run, Path("runs"), use), run)
     with ExitStack() as stack:
         stack.callback(folder.close)
-        live = stack.enter_context(LiveView(run, console, task.headline))
+        live = stack.enter_context(LiveView(run, console, task.headline, virtual=virtual))
 
         def see(record: Record) -> None:
             folder.write([record])
@@ -170,17 +262,30 @@ def _do(
 
         try:
             outcome = launch(see)
+            summary = summarize(run, task, outcome)
+            folder.finish(outcome, task, summary)
         except KeyboardInterrupt:
             live.__exit__(None, None, None)
-            console.print(f"stopped; the journal so far: {folder.path / 'journal.jsonl'}")
+            folder.stop("interrupted by Ctrl-C")
+            begun = f"the journal so far: {folder.path / 'journal.jsonl'}" if folder.begun else "the run had not begun"
+            console.print(f"stopped; {begun}")
             raise typer.Exit(130) from None
-    summary = summarize(run, task, outcome)
-    folder.finish(outcome, task, summary)
+        except DecentralError as error:
+            folder.stop(str(error))
+            raise
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
         console.print(summary_table(summary))
         console.print(f"run folder: {folder.path}")
+    return outcome
+
+
+def _write_timeline(records: Iterable[Record], path: Path) -> None:
+    try:
+        write_timeline(records, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write the timeline: {error.strerror or error}") from error
 
 
 def main() -> None:

@@ -44,12 +44,25 @@ class RunFolder:
         """Write the checkpoint (when there are parameters) and the summary."""
         if outcome.params:
             save_file(checkpoint(outcome, task, self._run.seed), self.path / "model.safetensors")
-        text = json.dumps(summary, indent=2) + "\n"
-        (self.path / "summary.json").write_text(text, encoding="utf-8")
+        self._summarize(summary)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything in the folder."""
+        return self._journal is not None
+
+    def stop(self, reason: str) -> None:
+        """Say in the summary why the run did not come to its end; nothing, if it had not begun."""
+        if self.begun:
+            self._summarize({"stopped": reason})
 
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+    def _summarize(self, summary: dict[str, Any]) -> None:
+        text = json.dumps(summary, indent=2) + "\n"
+        (self.path / "summary.json").write_text(text, encoding="utf-8")
 
 
 def checkpoint(outcome: Outcome, task: Task, seed: int) -> dict[str, Tensor]:

@@ -45,7 +45,10 @@ class Joined(Record):
 
 @dataclass(slots=True, kw_only=True)
 class Trained(Record):
-    """The worker finished local steps up to `step` on `samples`; `loss` is their mean (None: not computed)."""
+    """The worker finished local steps up to `step` on `samples` (none of them if these were missed).
+
+    `loss` is their mean (None: not computed).
+    """
 
     kind: ClassVar[str] = "trained"
     step: int
@@ -88,12 +91,24 @@ class Evaluated(Record):
 
 @dataclass(slots=True, kw_only=True)
 class Counterfactual(Record):
-    """Held-out metrics that the mean of `members` would have had after `step` local steps; nobody has adopted it."""
+    """Held-out metrics of the mean of `members` after `step` local steps: one group's model, or adopted by nobody."""
 
     kind: ClassVar[str] = "counterfactual"
     step: int
     members: tuple[int, ...]
     metrics: dict[str, float]
+
+
+@dataclass(slots=True, kw_only=True)
+class Spent(Record):
+    """The worker has spent the last `seconds` on one `activity`: "compute", "talk", "wait" or "evaluate".
+
+    There for runs alone that are watched so closely. What hides behind computing is computing, as in `Meter`.
+    """
+
+    kind: ClassVar[str] = "spent"
+    activity: str
+    seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,7 +141,7 @@ def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
 
 
 KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Joined, Trained, Synced, Refused, Evaluated, Counterfactual, Left)
+    cls.kind: cls for cls in (Joined, Trained, Synced, Refused, Evaluated, Counterfactual, Spent, Left)
 }
 _FORMS = {kind: _form(cls) for kind, cls in KINDS.items()}
 

@@ -15,6 +15,7 @@ class Meter:
     __slots__ = (
         "_clock",
         "_computing",
+        "_on_spent",
         "_since",
         "_transfers",
         "messages_sent",
@@ -23,8 +24,10 @@ class Meter:
         "sent_bytes",
     )
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], on_spent: Callable[[str, float], None] | None = None) -> None:
+        """Begin at `clock()`; `on_spent(kind, seconds)` hears of every piece of time as it is booked."""
         self._clock = clock
+        self._on_spent = on_spent
         self._since = clock()
         self._computing = ""
         self._transfers = 0
@@ -37,8 +40,16 @@ class Meter:
         """Book the time since the last change."""
         now = self._clock()
         if now != self._since:
-            self.seconds[self._computing or ("talk" if self._transfers else "wait")] += now - self._since
+            kind = self._computing or ("talk" if self._transfers else "wait")
+            self.seconds[kind] += now - self._since
+            if self._on_spent is not None:
+                self._on_spent(kind, now - self._since)
             self._since = now
+
+    def close(self) -> None:
+        """Book the time since the last change, and tell nobody of what may still come."""
+        self.settle()
+        self._on_spent = None
 
     def begin_work(self, kind: str) -> None:
         """From now on the worker does `kind`: "compute" or "evaluate"."""

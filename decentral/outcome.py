@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from decentral.accounts import Accounts
 from decentral.journal import Evaluated, Left, Record, Trained
+from decentral.traffic import Traffic
+from decentral.verify import verify
 
 
 @dataclass(slots=True)
@@ -23,6 +26,14 @@ class Outcome:
     slots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    traffic: Traffic | None = None
+    """What the network carried; simulated runs alone."""
+    accounts: Accounts | None = None
+    """Time, samples, bytes, dollars and energy; simulated runs alone."""
+
+    def verify(self) -> None:
+        """Raise `VerificationError` if the run's records contradict each other; `decentral.verify` says how."""
+        verify(self.records, self.traffic)
 
     def merged(self) -> Tensor:
         """Return the mean of the finished workers' parameters, `[P]`; bit-equal to each if all are bit-equal."""

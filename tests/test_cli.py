@@ -109,6 +109,61 @@ def test_timing_only_leaves_no_checkpoint_and_the_same_times(decentral: Command)
     assert not Path("timed/model.safetensors").exists()
 
 
+def test_a_timeline_can_be_written_with_the_run_or_after_it(decentral: Command, tmp_path: Path) -> None:
+    assert decentral("simulate", *QUICK, "--out", "first", "--timeline", "with.json", "--verify")[0] == 0
+    status, out, _ = decentral("timeline", "first")
+    assert status == 0
+    assert "first/timeline.json; open it at ui.perfetto.dev" in out
+    assert (tmp_path / "with.json").read_bytes() == (tmp_path / "first" / "timeline.json").read_bytes()
+    assert decentral("timeline", "first", "--out", "after.json")[0] == 0
+    assert (tmp_path / "with.json").read_bytes() == (tmp_path / "after.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("timeline", "nowhere"), "nowhere: there is no journal.jsonl in this folder; name the folder of a run"),
+        (("simulate", *QUICK, "--timeline", "no/such/folder.json"), "no/such/folder.json: cannot write the timeline"),
+    ],
+)
+def test_a_timeline_that_cannot_be_made_is_refused(decentral: Command, arguments: tuple[str, ...], words: str) -> None:
+    status, _, err = decentral(*arguments)
+    assert status == 2
+    assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize("timing", [(), ("--timing-only",)])
+def test_a_fleet_that_dies_out_says_who_went_last_and_why(
+    decentral: Command, tmp_path: Path, timing: tuple[str, ...]
+) -> None:
+    events = "fleet.events=[{at_s=0.21,worker=1},{at_s=0.11,worker=0}]"
+    fleet = ("--set", "fleet.workers=[{count=2}]", "--set", events)
+    status, _, err = decentral("simulate", *QUICK, *fleet, *timing, "--out", "died")
+    message = (
+        "fleet: nobody is left at the end. The last of 2 workers, worker 1, went at 0.21 s after 4 of 12 local steps"
+    )
+    assert status == 2
+    assert f"{message}: crashed" in " ".join(err.split())
+    assert message in json.loads((tmp_path / "died" / "summary.json").read_text())["stopped"]
+    assert (
+        len([record for record in read_journal(tmp_path / "died" / "journal.jsonl") if isinstance(record, Left)]) == 2
+    )
+
+
+def test_costs_are_in_the_table_when_prices_are_known_and_in_the_summary(decentral: Command) -> None:
+    status, out, _ = decentral("simulate", *QUICK, "--set", "fleet.workers=[{count=2,dollars_per_hour=3600}]")
+    assert status == 0
+    assert "cost" in out
+    assert "…" not in out  # a usual terminal has room for it
+    assert "machines $" in out
+    _, bare, _ = decentral("simulate", *QUICK)
+    assert "cost" not in bare
+    assert "$" not in bare
+    _, figures, _ = decentral("simulate", *QUICK, "--set", "fleet.workers=[{count=2,dollars_per_hour=3600}]", "--json")
+    summary = json.loads(figures)
+    assert summary["accounts"]["dollars"] == pytest.approx(2 * summary["seconds"])
+
+
 def test_compare_runs_every_rule_on_the_same_work(decentral: Command, tmp_path: Path) -> None:
     rules = ["ddp", "local_sgd", "diloco", "noloco", "gossip"]
     status, out, _ = decentral("compare", *QUICK, "--rules", ",".join(rules), "--json", "--out", "cmp")

@@ -18,6 +18,7 @@ from decentral.journal import (
     Left,
     Record,
     Refused,
+    Spent,
     Synced,
     Trained,
     read_journal,
@@ -35,6 +36,7 @@ RECORDS: list[Record] = [
     Refused(time_s=2.5, worker=1, source=3, code="not_finite", count=2),
     Evaluated(time_s=3.0, worker=0, step=5, metrics={"loss": 1.5, 'odd "name"': -2.0}),
     Counterfactual(time_s=3.0, worker=0, step=5, members=(0, 2), metrics={"loss": 1.25}),
+    Spent(time_s=3.5, worker=1, activity="talk", seconds=0.1),
     Left(
         time_s=4.0,
         worker=1,

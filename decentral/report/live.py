@@ -28,11 +28,16 @@ class _Row:
 
 
 class LiveView:
-    """Shows each worker's step, loss, state, bytes and time left while records come in. A context manager."""
+    """Shows each worker's step, loss, state, bytes and time left while records come in. A context manager.
 
-    def __init__(self, run: Run, console: Console, headline: str) -> None:
+    Of a run in virtual time it also says how far that is, how fast it goes and when it may be over, on both clocks.
+    """
+
+    def __init__(self, run: Run, console: Console, headline: str, *, virtual: bool = False) -> None:
         self._run = run
         self._headline = headline
+        self._virtual = virtual
+        self._now_s = 0.0
         self._rows = {worker: _Row() for worker in range(run.fleet.size)}
         self._groups = run.fleet.each()
         self._held_out: dict[str, float] = {}
@@ -51,6 +56,7 @@ class LiveView:
     def see(self, record: Record) -> None:
         """Take in a record."""
         row = self._rows[record.worker]
+        self._now_s = record.time_s
         match record:
             case Joined():
                 self._began = self._began or time.monotonic()
@@ -70,8 +76,8 @@ class LiveView:
         for column in ("worker", "speed", "step", "", "loss", "state", "sent", "left"):
             table.add_column(column, justify="left" if column == "state" else "right")
         shown = list(zip(self._rows.items(), self._groups, strict=True))[:SHOWN]
-        if len(self._rows) > SHOWN:
-            table.caption = f"and {len(self._rows) - SHOWN} more workers"
+        more = [f"and {len(self._rows) - SHOWN} more workers"] if len(self._rows) > SHOWN else []
+        table.caption = "\n".join([*more, *self._progress()])
         for (worker, row), group in shown:
             table.add_row(
                 str(worker),
@@ -91,8 +97,30 @@ class LiveView:
             title += f", held-out {self._headline} {self._held_out[self._headline]:.3f}"
         return title
 
+    def _progress(self) -> list[str]:
+        """Return a line about virtual and real time; none for a real run, where they are one."""
+        if not self._virtual or self._began is None:
+            return []
+        real_s = time.monotonic() - self._began
+        line = f"{_clock_text(self._now_s)} simulated in {_clock_text(real_s)}"
+        if real_s > 0:
+            line += f", {self._now_s / real_s:.3g} times as fast as real time"
+        # Who is gone does no more steps; the rest go on as fast as they went, on both clocks.
+        at_work = [row for row in self._rows.values() if row.state in ("training", "syncing")]
+        done = sum(row.step for row in at_work)
+        if done:
+            share_left = (self._run.steps * len(at_work) - done) / done
+            line += f"; about {_clock_text(self._now_s * share_left)} left, in {_clock_text(real_s * share_left)}"
+        return [line]
+
     def _time_left(self, row: _Row) -> str:
         if self._began is None or row.step == 0:
             return "-"
-        seconds = (time.monotonic() - self._began) / row.step * (self._run.steps - row.step)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+        return _clock_text((time.monotonic() - self._began) / row.step * (self._run.steps - row.step))
+
+
+def _clock_text(seconds: float) -> str:
+    """Return minutes:seconds, with hours in front if there are any."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -12,10 +12,13 @@ from decentral.journal import Joined, Synced
 from decentral.outcome import Outcome
 from decentral.task import Task
 
+JOULES_PER_KWH = 3.6e6
+
 
 def summarize(run: Run, task: Task, outcome: Outcome) -> dict[str, Any]:
     """Return the run's figures as JSON-able fields: metrics, samples, seconds, and each worker's accounts."""
     parameters = next((record.parameters for record in outcome.records if isinstance(record, Joined)), 0)
+    groups = run.fleet.each()
     rounds: dict[str, int] = {}
     for record in outcome.records:
         if isinstance(record, Synced):
@@ -33,15 +36,16 @@ def summarize(run: Run, task: Task, outcome: Outcome) -> dict[str, Any]:
         "workers": [
             {
                 "worker": left.worker,
-                "speed": group.speed,
+                "speed": groups[left.worker].speed,
                 "reason": left.reason,
                 "steps": left.step,
                 "sent_bytes": left.sent_bytes,
                 "received_bytes": left.received_bytes,
                 "seconds": left.seconds,
             }
-            for left, group in zip(outcome.left(), run.fleet.each(), strict=True)
+            for left in outcome.left()  # once for each time it was there
         ],
+        **({} if outcome.accounts is None else {"accounts": outcome.accounts.to_fields()}),
     }
 
 
@@ -56,8 +60,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
     title = f"{summary['rule']['name']}: {summary['samples']:,} samples in {summary['seconds']:.1f} s"
     if summary["after"]:
         title += f", held-out {headline} {summary['before'][headline]:.3f} -> {summary['after'][headline]:.3f}"
-    table = Table(title=title, caption=_rounds(summary["round_outcomes"]), box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("worker", "steps", "sent", "data-\nparallel", "compute", "talk", "wait", "end"):
+    accounts = summary.get("accounts", {})
+    caption = "\n".join([_rounds(summary["round_outcomes"]), *_totals(accounts)])
+    costs = {account["worker"]: _cost(account) for account in accounts.get("workers", ())}
+    priced = any(costs.values())  # then the table is as wide as a usual terminal, with narrower gaps
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=priced)
+    for column in ("worker", "steps", "sent", "data-\nparallel", "compute", "talk", "wait", *["cost"] * priced, "end"):
         table.add_column(column, justify="left" if column == "end" else "right")
     for worker in summary["workers"]:
         table.add_row(
@@ -66,6 +74,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
             size_text(worker["sent_bytes"]),
             size_text(summary["data_parallel_bytes"]),
             *(f"{worker['seconds'][kind]:.1f} s" for kind in ("compute", "talk", "wait")),
+            *[costs.pop(worker["worker"], "")] * priced,  # of all its stays
             worker["reason"],
         )
     return table
@@ -78,6 +87,31 @@ def size_text(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} TB"
+
+
+def _cost(account: dict[str, Any]) -> str:
+    """Return what a worker and its traffic cost, as far as prices are known; empty if none is."""
+    known = [account[part] for part in ("dollars", "egress_dollars") if account[part] is not None]
+    return _dollars(sum(known)) if known else ""
+
+
+def _totals(accounts: dict[str, Any]) -> list[str]:
+    """Return a line with the run's goodput and, as far as they are known, its cost and energy."""
+    parts = []
+    if accounts.get("goodput") is not None:
+        parts.append(f"goodput {accounts['goodput']:.0%}")
+    if accounts.get("dollars") is not None:
+        parts.append(f"machines {_dollars(accounts['dollars'])}")
+    if accounts.get("egress_dollars") is not None:
+        parts.append(f"egress {_dollars(accounts['egress_dollars'])}")
+    if accounts.get("joules") is not None:
+        parts.append(f"energy {accounts['joules'] / JOULES_PER_KWH:.3g} kWh")
+    return [", ".join(parts)] if parts else []
+
+
+def _dollars(amount: float) -> str:
+    """Return an amount of money to the cent, a small one to two digits."""
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
 
 
 def _rounds(outcomes: dict[str, int]) -> str:
