@@ -1,10 +1,12 @@
 """Who is in the run, and what every round came to: one deterministic state machine without I/O.
 
 The simulator calls `Roster` directly; in the real world it lives in the coordinator. Both feed it the same four inputs
-(admit, remove, vote, time does not enter) and hand out its answers.
+(join, admit, remove, vote; time does not enter) and hand out its answers.
 
 Life of a round, as the roster sees it. A round is a (channel, round) pair; an attempt at it is made by the members of
 one epoch. Each member of the attempt votes once: the digest of what it staged, or None if it could stage nothing.
+Epochs are the channel's own: they count the departures and whom the channel has admitted. A round may be of a group
+alone: to it, nobody else exists.
 
     state of the attempt                             answer to its voters
     -----------------------------------------------  ---------------------------------------------------------
@@ -23,32 +25,55 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Outcome = Literal["committed", "degraded", "skipped", "again"]
 DECISIONS_KEPT = 1024
 
 
 class Members:
-    """The workers of the run as of `epoch`, in ascending order. Every join and every leave begins a new epoch.
+    """The workers of the run as of `epoch`, in ascending order. Every change begins a new epoch.
 
-    `finished` are those who have left because they had done their part; who died is in neither.
+    `departed` are those who have left, in that order, and of these `finished` had done their part. Who comes to a run
+    that has begun is a *guest*: there, but in none of its rounds until it is admitted, channel by channel (see
+    `party`); `guests` says to which it has been, and "" stands for all that needs no vote.
     """
 
-    __slots__ = ("_hash", "_ranks", "epoch", "finished", "ids")
+    __slots__ = ("_hash", "_parties", "_ranks", "admitted", "departed", "epoch", "finished", "guests", "ids")
 
-    def __init__(self, epoch: int, ids: tuple[int, ...], finished: tuple[int, ...] = ()) -> None:
-        self._become(epoch, tuple(sorted(ids)), finished)
+    def __init__(
+        self,
+        epoch: int,
+        ids: tuple[int, ...],
+        finished: tuple[int, ...] = (),
+        departed: tuple[int, ...] = (),
+        guests: Mapping[int, frozenset[str]] | None = None,
+        admitted: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        self._become(epoch, tuple(sorted(ids)), finished, departed, guests or {}, admitted or {})
         self._rank_of()
 
-    def _become(self, epoch: int, ids: tuple[int, ...], finished: tuple[int, ...]) -> None:
+    def _become(
+        self,
+        epoch: int,
+        ids: tuple[int, ...],
+        finished: tuple[int, ...],
+        departed: tuple[int, ...],
+        guests: Mapping[int, frozenset[str]],
+        admitted: Mapping[str, tuple[int, ...]],
+    ) -> Members:
         self.epoch = epoch
         self.ids = ids
         self.finished = finished
+        self.departed = departed
+        self.guests = guests
+        self.admitted = admitted  # by channel, everybody it ever admitted, in that order
         self._hash: int | None = None  # this and the ranks on demand: thousands of workers may leave one by one
         self._ranks: dict[int, int] | None = None
+        self._parties: dict[tuple[str, tuple[int, ...]], Members] = {}
+        return self
 
     def rank(self, worker: int) -> int:
         """Return the worker's place among the members; raises `KeyError` if it is none."""
@@ -58,10 +83,49 @@ class Members:
         """Return the members of the next epoch, when `worker` has finished or died."""
         place = bisect_left(self.ids, worker)
         stop = place + 1 if worker in self else place
-        members = Members.__new__(Members)
-        done = (*self.finished, worker) if finished else self.finished
-        members._become(self.epoch + 1, self.ids[:place] + self.ids[stop:], done)
-        return members
+        guests = {guest: channels for guest, channels in self.guests.items() if guest != worker}
+        return Members.__new__(Members)._become(
+            self.epoch + 1,
+            self.ids[:place] + self.ids[stop:],
+            (*self.finished, worker) if finished else self.finished,
+            (*self.departed, worker),
+            guests,
+            self.admitted,
+        )
+
+    def with_guest(self, worker: int) -> Members:
+        """Return the members of the next epoch, when `worker` has come."""
+        place = bisect_left(self.ids, worker)
+        ids, guests = (*self.ids[:place], worker, *self.ids[place:]), {**self.guests, worker: frozenset[str]()}
+        return Members.__new__(Members)._become(
+            self.epoch + 1, ids, self.finished, self.departed, guests, self.admitted
+        )
+
+    def admitting(self, worker: int, channel: str) -> Members:
+        """Return the members of the next epoch, when the guest `worker` takes part in `channel` from now on."""
+        guests = {**self.guests, worker: self.guests[worker] | {channel}}
+        admitted = {**self.admitted, channel: (*self.admitted.get(channel, ()), worker)}
+        return Members.__new__(Members)._become(
+            self.epoch + 1, self.ids, self.finished, self.departed, guests, admitted
+        )
+
+    def party(self, channel: str = "", group: tuple[int, ...] = ()) -> Members:
+        """Return who takes part in a channel's rounds (of `group` alone, if given), in the party's own epoch.
+
+        That counts the departures and the channel's admissions (of the group): what changes nothing here is none.
+        """
+        if not (group or self.guests or self.admitted) and len(self.departed) in (0, self.epoch):
+            return self  # nobody has ever come
+        known = self._parties.get((channel, group))
+        if known is not None:
+            return known
+        there = [worker for worker in self.ids if worker not in self.guests or channel in self.guests[worker]]
+        changes = (*self.departed, *self.admitted.get(channel, ()))
+        if group:
+            there = [worker for worker in there if worker in group]
+            changes = tuple(worker for worker in changes if worker in group)
+        party = self._parties[channel, group] = Members(len(changes), tuple(there), self.finished, self.departed)
+        return party
 
     def _rank_of(self) -> dict[int, int]:
         if self._ranks is None:
@@ -94,21 +158,38 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """A worker's vote on its attempt at a round: the digest of what it staged, None if it could not."""
+    """A worker's vote on its attempt at a round: the digest of what it staged, None if it could not.
+
+    `group` are the workers whose round it is, as they were when the run began; empty: all. `epoch` is the group's.
+    """
 
     worker: int
     channel: str
     round: int
     epoch: int
     digest: int | None
+    group: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a round came to; `members` contributed, or (outcome "again") are to try next."""
+    """What a round came to; `members` contributed, or (outcome "again") are to try next.
+
+    `now` are the members of the run at the decision: whoever is told of it knows at least these before the next round
+    of the channel, so all take the same guests into it.
+    """
 
     outcome: Outcome
     members: Members
+    now: Members
+
+
+class _Key(NamedTuple):
+    """Names a round. Groups have rounds of their own, though their channels may have the same name."""
+
+    group: tuple[int, ...]
+    channel: str
+    round: int
 
 
 @dataclass(slots=True)
@@ -122,94 +203,159 @@ class _Attempt:
 class _Round:
     began_with: set[int] = field(default_factory=set)  # members of its attempts so far
     attempts: dict[int, _Attempt] = field(default_factory=dict)
+    guests: dict[int, Callable[[Decision], None]] = field(default_factory=dict)  # who will take part in the next one
+
+
+class _Change(NamedTuple):
+    """One entry of the roster's log: `worker` left (`channel` None) or was admitted to `channel`.
+
+    `channels`: those in whose rounds it had taken part when it left; None: in all.
+    """
+
+    worker: int
+    channel: str | None
+    channels: frozenset[str] | None = None
 
 
 class Roster:
-    """Membership and decisions of one run. `on_change(members, gone)` is called after every change."""
+    """Membership and decisions of one run. `on_change(members)` is called after every change.
 
-    def __init__(self, workers: tuple[int, ...], on_change: Callable[[Members, int], None]) -> None:
-        self.members = Members(0, workers)
-        self._departed: list[int] = []  # the k-th to leave began epoch k
+    Of the cohort `workers` those in `absent` have not come yet.
+    """
+
+    def __init__(
+        self, workers: tuple[int, ...], on_change: Callable[[Members], None], absent: Collection[int] = ()
+    ) -> None:
+        self.members = Members(0, tuple(worker for worker in workers if worker not in absent))
+        self._log: list[_Change] = []
         self._on_change = on_change
-        self._open: dict[tuple[str, int], _Round] = {}
-        self._decided: OrderedDict[tuple[str, int], Decision] = OrderedDict()
+        self._open: dict[_Key, _Round] = {}
+        self._decided: OrderedDict[_Key, Decision] = OrderedDict()
 
     def remove(self, worker: int, finished: bool = False) -> None:
         """The worker is dead or has finished; nothing, if it is no member. Completes attempts that waited for it."""
-        members = self.members.without(worker, finished)
-        if len(members) == len(self.members):
+        if worker not in self.members:
             return
-        self.members = members
-        self._departed.append(worker)
-        self._on_change(self.members, worker)
+        self._log.append(_Change(worker, None, self.members.guests.get(worker)))
+        self._become(self.members.without(worker, finished))
         for key, round_ in list(self._open.items()):
-            for epoch, attempt in list(round_.attempts.items()):
-                answer = attempt.votes.pop(worker, None)
+            answers = [round_.guests.pop(worker, None)]
+            answers += [attempt.votes.pop(worker, None) for attempt in round_.attempts.values()]
+            for answer in answers:
                 if answer is not None:
-                    answer(Decision("skipped", self.members))
+                    answer(self._skipped(key))
+            for epoch in list(round_.attempts):
                 self._settle(key, epoch)
+
+    def join(self, worker: int) -> None:
+        """The worker has come, or come back, as a guest. Raises `ValueError` if it is a member."""
+        if worker in self.members:
+            raise ValueError(f"worker {worker} is in the run")
+        self._become(self.members.with_guest(worker))
+
+    def admit(self, worker: int, channel: str = "") -> None:
+        """The guest takes part in the channel from its next round on; "": in what needs no vote. Nothing if it does."""
+        if channel not in self.members.guests.get(worker, {channel}):
+            self._log.append(_Change(worker, channel))
+            self._become(self.members.admitting(worker, channel))
 
     def vote(self, ballot: Ballot, answer: Callable[[Decision], None]) -> None:
         """Take a vote; `answer` is called once, now or when the attempt is complete.
 
         A vote of somebody who is no member any more, or stops being one before there is an answer, is answered
-        "skipped": it has been declared dead. A repeated vote takes the place of the first.
+        "skipped": it has been declared dead. A repeated vote takes the place of the first. A guest's vote does not
+        count; if it comes before the round is decided, the guest takes part in the next one, and in what needs no vote.
+        To the channel "" a guest is admitted at once.
         """
-        key = (ballot.channel, ballot.round)
-        if ballot.worker not in self.members or not 0 <= ballot.epoch <= self.members.epoch:
-            answer(Decision("skipped", self.members))
-            return
-        if key in self._decided:
+        key = _Key(ballot.group, ballot.channel, ballot.round)
+        party = self.members.party(key.channel, key.group)
+        outsider = ballot.worker not in self.members or (key.group and ballot.worker not in key.group)
+        if outsider or not 0 <= ballot.epoch <= party.epoch:
+            answer(self._skipped(key))
+        elif not key.channel:
+            self.admit(ballot.worker)
+            answer(Decision("committed", self.members.party(), self.members))
+        elif key in self._decided:
             answer(self._decided[key])
-            return
-        attempt = self._attempt(key, ballot.epoch)
-        attempt.votes[ballot.worker] = answer
-        attempt.digests.add(ballot.digest)
-        self._settle(key, ballot.epoch)
+        elif ballot.worker in party:
+            attempt = self._attempt(key, ballot.epoch)
+            attempt.votes[ballot.worker] = answer
+            attempt.digests.add(ballot.digest)
+            self._settle(key, ballot.epoch)
+        else:
+            self._round(key).guests[ballot.worker] = answer
 
-    def _attempt(self, key: tuple[str, int], epoch: int) -> _Attempt:
-        """Return the attempt at a round by the members of `epoch`, begun now if need be."""
+    def _become(self, members: Members) -> None:
+        self.members = members
+        self._on_change(members)
+
+    def _skipped(self, key: _Key) -> Decision:
+        return Decision("skipped", self.members.party(key.channel, key.group), self.members)
+
+    def _round(self, key: _Key) -> _Round:
         round_ = self._open.get(key)
         if round_ is None:
             round_ = self._open[key] = _Round()
+        return round_
+
+    def _attempt(self, key: _Key, epoch: int) -> _Attempt:
+        """Return the attempt at a round by the party of `epoch`, begun now if need be."""
+        round_ = self._round(key)
         if epoch not in round_.attempts:
-            members = self._members_at(epoch)
-            round_.attempts[epoch] = _Attempt(members)
-            round_.began_with.update(members)
+            party = self._party_at(epoch, key)
+            round_.attempts[epoch] = _Attempt(party)
+            round_.began_with.update(party)
         return round_.attempts[epoch]
 
-    def _members_at(self, epoch: int) -> Members:
-        """Return who was in the run at `epoch`: those who are now, and those who left since. Nobody joins later."""
-        if epoch == self.members.epoch:
-            return self.members
-        return Members(epoch, (*self.members.ids, *self._departed[epoch:]))
+    def _party_at(self, epoch: int, key: _Key) -> Members:
+        """Return who took part in the channel at that epoch of its party, by undoing what has happened since."""
+        party = self.members.party(key.channel, key.group)
+        ids = set(party)
+        since = party.epoch - epoch
+        for change in reversed(self._log):
+            if not since:
+                break
+            if change.channel not in (None, key.channel) or (key.group and change.worker not in key.group):
+                continue
+            since -= 1
+            if change.channel is not None:
+                ids.discard(change.worker)
+            elif change.channels is None or key.channel in change.channels:
+                ids.add(change.worker)
+        return party if epoch == party.epoch else Members(epoch, tuple(ids), party.finished, party.departed)
 
-    def _settle(self, key: tuple[str, int], epoch: int) -> None:
+    def _settle(self, key: _Key, epoch: int) -> None:
         round_ = self._open.get(key)
         if round_ is None or epoch not in round_.attempts:
             return
-        attempt = round_.attempts[epoch]
+        attempt, newest = round_.attempts[epoch], self.members.party(key.channel, key.group)
         failed = None in attempt.digests or len(attempt.digests) > 1
-        if failed and epoch < self.members.epoch:
-            self._answer(attempt, Decision("again", self.members))  # its digests stay: late votes are told the same
+        if failed and epoch < newest.epoch:
+            self._answer(attempt, Decision("again", newest, self.members))  # its digests stay for late votes
         elif failed:
-            self._decide(key, Decision("skipped", attempt.members))
-        elif self._complete(attempt):
+            self._decide(key, "skipped", attempt.members)
+        elif self._complete(attempt, newest):
             whole = round_.began_with <= set(attempt.members)
-            self._decide(key, Decision("committed" if whole else "degraded", attempt.members))
+            self._decide(key, "committed" if whole else "degraded", attempt.members)
 
-    def _complete(self, attempt: _Attempt) -> bool:
-        left_since = self.members.epoch - attempt.members.epoch
-        if len(attempt.votes) < len(attempt.members) - left_since:
+    def _complete(self, attempt: _Attempt, newest: Members) -> bool:
+        changed_since = newest.epoch - attempt.members.epoch
+        if len(attempt.votes) < len(attempt.members) - changed_since:
             return False  # found without a look at every member: each of them asks this at its vote
-        return all(worker in attempt.votes for worker in attempt.members if worker in self.members)
+        return all(worker in attempt.votes for worker in attempt.members if worker in newest)
 
-    def _decide(self, key: tuple[str, int], decision: Decision) -> None:
-        self._decided[key] = decision
+    def _decide(self, key: _Key, outcome: Outcome, members: Members) -> None:
+        round_ = self._open.pop(key)
+        for guest in sorted(round_.guests):
+            self.admit(guest, key.channel)
+            self.admit(guest)
+        decision = self._decided[key] = Decision(outcome, members, self.members)
         while len(self._decided) > DECISIONS_KEPT:
             self._decided.popitem(last=False)
-        for attempt in self._open.pop(key).attempts.values():
+        for attempt in round_.attempts.values():
             self._answer(attempt, decision)
+        for answer in round_.guests.values():
+            answer(decision)
 
     def _answer(self, attempt: _Attempt, decision: Decision) -> None:
         votes, attempt.votes = attempt.votes, {}

@@ -11,17 +11,19 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from decentral.errors import PeerGone
 from decentral.inner import Inner
-from decentral.journal import Counterfactual, Evaluated, Joined, Left, Record, Refused, Synced, Trained
+from decentral.journal import Counterfactual, Evaluated, Joined, Left, Record, Refused, Spent, Synced, Trained
 from decentral.members import Ballot, Decision, Members
 from decentral.meter import Meter
 from decentral.replica import BatchId, Replica, Spans, seed_of
+from decentral.snapshot import INNER, PARAMS, SLOT, STATISTICS, Snapshot
 from decentral.state import Layout
 from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag
 
@@ -38,8 +40,47 @@ UNCLAIMED_BYTES = 1 << 20
 """Room for small packets besides."""
 
 
+Gate = Callable[[], Awaitable[None]]
+"""Returns when a part of the model may be used."""
+
+
+class Layerwise(Protocol):
+    """Local phases that begin and end with one layer after the other."""
+
+    def phase(
+        self,
+        peer: Peer,
+        steps: int,
+        pieces: Sequence[Spans],
+        gates: Mapping[Spans, Gate],
+        work: Callable[[], object],
+    ) -> AsyncIterator[int]:
+        """Run `work`, which is worth so many local steps, no part of the model before its gate; yield what is final."""
+
+
+class Host(Protocol):
+    """Who lets newcomers in beside a rule."""
+
+    def rest(self) -> None:
+        """The worker is between two rounds, about to train."""
+
+    async def settled(self, channel: str, number: int, decision: Decision, means: Sequence[Tensor]) -> None:
+        """A round has come to `decision`, and to these means if it was not skipped."""
+
+
+class Guide(Protocol):
+    """Who tells a newcomer what it has missed."""
+
+    async def outcome(self, channel: str, number: int, like: Sequence[Tensor]) -> list[Tensor] | None:
+        """Return what a round came to in which the newcomer took no part; None if it was skipped."""
+
+
 class World(Protocol):
     """What the simulated and the real world do differently for a worker."""
+
+    @property
+    def layerwise(self) -> Layerwise | None:
+        """How local phases run layer by layer; None: each is one block."""
 
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Run `work`, which is worth so many local steps of the worker's time."""
@@ -63,10 +104,10 @@ class World(Protocol):
 class Peer:
     """One worker's view of the run. Made by a world; used by a rule.
 
-    Attributes that a rule reads: `id`, `members` (newest known), `cohort` (the members it began with), `seed`, `params`
-    and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `samples` (trained on in
-    these steps), `patience_s` (default deadline of a receive), `norm_limit` (a contribution of more than so many times
-    the usual norm is refused; 0: none).
+    Attributes that a rule reads: `id`, `members` (newest known), `cohort` (all who may ever be in the run), `seed`,
+    `params` and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `samples` (trained
+    on in these steps), `patience_s` (default deadline of a receive), `norm_limit` (a contribution of more than so many
+    times the usual norm is refused; 0: none).
     """
 
     def __init__(
@@ -81,15 +122,23 @@ class Peer:
         evaluate_every: int = 0,
         patience_s: float = 60.0,
         norm_limit: float = 0.0,
+        spans: bool = False,
+        cohort: Members | None = None,
+        began_s: float | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
+        """Make a worker's view. Workers that are told of changes together share a `crowd`; alone, call `changed`."""
         self._world = world
         self._replica = replica
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began = self._loop.time() if began_s is None else began_s
         self._mail = Mailbox(self._loop, UNCLAIMED_MODELS * 4 * replica.layout.size + UNCLAIMED_BYTES)
         self._refused: Counter[tuple[int, Refusal]] = Counter()
         self._rounds: dict[str, int] = {}
+        self._settled: dict[str, int] = {}
+        self._unsettled: set[tuple[str, int]] = set()
         self._slots: dict[str, Tensor] = {}
+        self._own_slots: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._budget = steps
         self._evaluate_every = evaluate_every
@@ -97,13 +146,29 @@ class Peer:
         self._evaluated = False
         self.id = worker
         self.seed = seed
-        self.members = members
-        self.cohort = members
+        self._crowd = crowd or Crowd(members)
+        self._everybody = members
+        self._members = members.party()
+        self.cohort = cohort or members
         self.step = 0
         self.samples = 0
         self.patience_s = patience_s
         self.norm_limit = norm_limit
-        self.meter = Meter(self._loop.time)
+        self.meter = Meter(self._loop.time, self._record_spent if spans else None)
+        self.host: Host | None = None
+        self.guide: Guide | None = None
+
+    @property
+    def everybody(self) -> Members:
+        if self._crowd.members.epoch > self._everybody.epoch:
+            self.changed(self._crowd.members)
+        return self._everybody
+
+    @property
+    def members(self) -> Members:
+        if self._crowd.members.epoch > self._everybody.epoch:
+            self.changed(self._crowd.members)
+        return self._members
 
     # -- the replica ---------------------------------------------------------------------------------------------
 
@@ -131,10 +196,15 @@ class Peer:
         """Every slot made so far, by name; saved with the replica."""
         return self._slots
 
-    def slot(self, name: str, like: Tensor | None = None) -> Tensor:
-        """Return the rule's own buffer of that name: a copy of `like` (`[P]` zeros if None) when asked for first."""
+    def slot(self, name: str, like: Tensor | None = None, *, own: bool = False) -> Tensor:
+        """Return the rule's buffer of that name: a copy of `like` (`[P]` zeros if None) when asked for first.
+
+        What is the worker's `own`, such as what a codec has left unsent, is not handed to a newcomer.
+        """
         if name not in self._slots:
             self._slots[name] = self._replica.new_slot(like)
+            if own:
+                self._own_slots.add(name)
         return self._slots[name]
 
     def inner_state(self, name: str) -> Tensor:
@@ -156,6 +226,13 @@ class Peer:
         """Return the inner learning rate of local step `step`, counted from 0; after the last step that one's."""
         return self.inner.lr_at(min(step, self._budget - 1), self._budget)
 
+    def set_learning_rate(self, lr: float) -> None:
+        """Change `inner.lr` (above 0), which the schedule is a share of, from the next local step on.
+
+        Never while `train` runs. It is not kept with the slots: a rule that changes it does so again when it begins.
+        """
+        self._replica.set_learning_rate(lr)
+
     @property
     def steps_left(self) -> int:
         return self._budget - self.step
@@ -168,12 +245,57 @@ class Peer:
         steps = min(steps, self.steps_left)
         if steps <= 0:
             return 0
+        if self.follows:
+            self.miss(steps)
+            return steps
+        self._rest()
         if self._evaluate_every:
             await self._evaluate_if_due()
         began = self.now()
+        self._replica.expect_train(self.step, steps)
         loss = await self._work("compute", steps, lambda: self._replica.train(self.step, steps))
         self._trained(steps, began, loss)
         return steps
+
+    async def train_in_pieces(
+        self, steps: int, pieces: Sequence[Spans], gates: Mapping[Spans, Gate]
+    ) -> AsyncIterator[int]:
+        """Do `steps` local steps; yield a piece's index as soon as its last update is done, nothing if none are left.
+
+        `gates[spans]` may change these elements of `params`, and is awaited before they are used. In a world that
+        trains in one block all gates come first and all pieces last: the same bits, later. A piece may be yielded
+        before `step` counts these steps. Raises `TaskError` as `train` does.
+        """
+        layerwise, steps = None if self.follows else self._world.layerwise, min(steps, self.steps_left)
+        if layerwise is None or self._evaluation_is_due:
+            for gate in gates.values():
+                await gate()
+            gates = {}
+        if layerwise is None:
+            if await self.train(steps):
+                for index in range(len(pieces)):
+                    yield index
+            return
+        if steps <= 0:
+            return
+        self._rest()
+        await self._evaluate_if_due()
+        losses: list[float | None] = []
+        before = self.meter.seconds["compute"]
+        self.meter.begin_work("compute")
+        try:
+            async for index in layerwise.phase(
+                self,
+                steps,
+                pieces,
+                {spans: partial(self._idle, gate) for spans, gate in gates.items()},
+                lambda: losses.append(self._replica.train(self.step, steps)),
+            ):
+                yield index
+        finally:
+            self.meter.end_work()
+        busy_s = self.meter.seconds["compute"] - before
+        self._trained(steps, self.now() - busy_s, losses[0])
 
     async def backward(self, fragments: Sequence[Spans], batch: BatchId | None = None) -> AsyncIterator[int]:
         """Compute one gradient into `grads`; yield each fragment's index as soon as its part is final.
@@ -183,6 +305,12 @@ class Peer:
         """
         if self.steps_left <= 0:
             return
+        self._backward_missed = self.follows
+        if self._backward_missed:
+            for index in range(len(fragments)):
+                yield index
+            return
+        self._rest()
         await self._evaluate_if_due()
         self.meter.begin_work("compute")
         try:
@@ -194,7 +322,13 @@ class Peer:
     async def apply_update(self) -> None:
         """One step of the inner optimiser on `grads`."""
         await self._work("compute", 0.0, lambda: self._replica.update(self.step))
-        self._trained(1, self.now(), self._backward_loss)
+        self._trained(1, self.now(), self._backward_loss, missed=self._backward_missed)
+
+    def miss(self, steps: int) -> None:
+        """Count so many local steps, fewer if the budget ends, that rounds went on without; no sample is trained on."""
+        steps = min(steps, self.steps_left)
+        if steps > 0:
+            self._trained(steps, self.now(), None, missed=True)
 
     async def loss(self) -> float:
         """Return the loss of the current parameters on the next batch, without a gradient."""
@@ -203,8 +337,8 @@ class Peer:
     async def evaluate(self, mean_of: Members | None = None) -> dict[str, float]:
         """Return the task's held-out metrics at the current parameters, and journal them.
 
-        `mean_of` says whose mean the parameters are for the moment, if they are not to be adopted: the journal then
-        keeps the metrics apart from those of the run.
+        `mean_of` says whose mean the parameters are, if they are one group's of several or nobody is to adopt them: the
+        journal then keeps the metrics apart from those of the run.
         """
         metrics = await self._work("evaluate", 0.0, self._replica.evaluate)
         now, worker, step = self.now(), self.id, self.step
@@ -259,18 +393,21 @@ class Peer:
         arrived = self._mail.take(source, tag)
         if arrived is not None:
             return arrived
-        if source is not None and source not in self.members:
+        if source is not None and source not in self.everybody:
             raise PeerGone(f"worker {source} is not in the run")
-        if among is not None and among.epoch < self.members.epoch:
-            for worker in among:
-                if worker not in self.members:
+        if among is not None:
+            for worker in self.everybody.departed[len(among.departed) :]:
+                if worker in among:  # it may be back by now, but not in what these do together
                     raise PeerGone(f"worker {worker} is not in the run")
         wait = self._mail.wait(source, tag, self.patience_s if timeout_s is None else timeout_s, among)
+        self._crowd.began(wait, self)
         try:
             return await wait.future
         except BaseException:  # a deadline, a death, or the rule has lost interest
             self._mail.forget(tag, wait)
             raise
+        finally:
+            self._crowd.ended(wait)
 
     def close(self, channel: str, round_: int) -> None:
         """Drop packets of `channel` for rounds up to `round_`, those that are here and those that will come."""
@@ -278,16 +415,31 @@ class Peer:
 
     async def vote(self, ballot: Ballot) -> Decision:
         """Hand in this worker's vote on an attempt at a round; return what all live members are told."""
-        return await self._world.vote(self, ballot)
+        decision = await self._world.vote(self, ballot)
+        self.changed(decision.now)
+        return decision
 
-    def next_round(self, channel: str) -> int:
+    def contributes(self, channel: str, round_: int) -> None:
+        """The worker has handed something in to a round that is voted on: it is not at rest until the round ends."""
+        self._unsettled.add((channel, round_))
+
+    def party(self, channel: str, group: tuple[int, ...] = ()) -> Members:
+        """Return who takes part in the next round of a channel (of `group` alone, if given), as known now."""
+        return self.everybody.party(channel, group)
+
+    def next_round(self, channel: str, *, voted: bool = False) -> int:
         """Begin the next round of a channel and return its number, 1 at first. All members count alike.
+
+        `voted`: it counts for who begins with this worker's state only when it is settled.
 
         Raises `PeerGone` when the others have declared this worker dead.
         """
-        if self.id not in self.members:
+        if self.id not in self.everybody:
             raise PeerGone(f"worker {self.id} has been declared dead by the others")
-        self._rounds[channel] = self._rounds.get(channel, 0) + 1
+        begun = self._rounds.get(channel, 0)
+        if voted:
+            self._settled.setdefault(channel, begun)
+        self._rounds[channel] = begun + 1
         return self._rounds[channel]
 
     # -- time, chance, tasks, journal ----------------------------------------------------------------------------
@@ -316,6 +468,8 @@ class Peer:
 
     def ended_round(self, channel: str, round_: int, outcome: str, members: Sequence[int]) -> None:
         """Journal what a round came to, and what was refused since the last one, and drop its mail."""
+        self._unsettled.discard((channel, round_))
+        self._settled[channel] = round_
         self.close(channel, round_)
         self._record_refused()
         self.record(
@@ -342,13 +496,19 @@ class Peer:
             await self._evaluate_if_due(last=True)
         finally:
             self._record_refused()
-            for task in self._tasks:
-                task.cancel()
+            self.stop()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Cancel what runs beside the rule: nothing of it goes on from where it waits."""
+        for task in self._tasks:
+            task.cancel()
 
     def left(self, reason: str) -> Left:
         """Return the worker's last record, with its accounts."""
-        self.meter.settle()
+        self._record_refused()
+        self.meter.close()
+        self._everybody = self._members = self.cohort  # thousands of leavers must not keep thousands of lists
         return Left(
             time_s=self.now(),
             worker=self.id,
@@ -360,9 +520,57 @@ class Peer:
             messages_sent=self.meter.messages_sent,
         )
 
+    @property
+    def rounds(self) -> dict[str, int]:
+        """Rounds begun so far, by channel."""
+        return self._rounds
+
+    @property
+    def follows(self) -> bool:
+        """Whether the worker is a newcomer that takes part in nothing yet."""
+        return self.guide is not None and not self.everybody.guests.get(self.id)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the worker is at rest, less what is its own: what a newcomer begins with."""
+        tensors = {PARAMS: self.params.clone()}
+        if self.statistics.numel():
+            tensors[STATISTICS] = self.statistics
+        tensors |= {INNER + name: self._replica.inner_state(name).clone() for name in self._inner_states}
+        tensors |= {SLOT + name: self._slots[name].clone() for name in self._slots if name not in self._own_slots}
+        return Snapshot(self.step, {**self._rounds, **self._settled}, tensors)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Be what the snapshot is of. Raises `PeerGone` if it is of another model or inner optimiser."""
+        held_by_name = {PARAMS: self.params}
+        held_by_name |= {INNER + name: self._replica.inner_state(name) for name in self._inner_states}
+        for name, values in snapshot.tensors.items():
+            if name.startswith(SLOT):
+                self._slots[name.removeprefix(SLOT)] = values
+            elif name == STATISTICS:
+                self.statistics = values
+            else:
+                held = held_by_name.get(name)
+                if held is None or held.numel() != values.numel():
+                    raise PeerGone(f"the state has a '{name}' of {values.numel()} elements, which is not what we have")
+                held.copy_(values)
+        self.stand_at(snapshot.step, snapshot.rounds)
+
+    @property
+    def _inner_states(self) -> tuple[str, ...]:
+        return (*self.inner.momenta, *self.inner.variances)
+
+    def stand_at(self, step: int, rounds: Mapping[str, int]) -> None:
+        """Have done so many local steps, and begun so many rounds on each channel."""
+        self.step = step
+        self._replica.set_inner_steps(step)
+        self._next_evaluation = step // max(1, self._evaluate_every) * self._evaluate_every + self._evaluate_every
+        self._rounds, self._settled = dict(rounds), {}
+        for channel, number in rounds.items():
+            self.close(channel, number)
+
     def arrived(self, source: int, tag: Tag, packet: Packet) -> None:
         """A packet has come in. Packets of workers that are no members are dropped."""
-        if source not in self.members:
+        if source not in self.everybody:
             return
         try:
             if tag.round > ROUNDS_A_STEP * self._budget * len(self.cohort) + MORE_ROUNDS:
@@ -371,18 +579,24 @@ class Peer:
         except FrameError as error:
             self.refuse(source, error)
 
-    def changed(self, members: Members, gone: Collection[int]) -> None:
-        """The membership has changed: waits for those who are `gone` end with `PeerGone`."""
-        if members.epoch > self.members.epoch:
-            self.members = members
-            if self._mail.waiting:
+    def changed(self, members: Members) -> None:
+        """The membership has changed: waits for those who have gone end with `PeerGone`."""
+        if members.epoch > self._everybody.epoch:
+            gone = members.departed[len(self._everybody.departed) :]
+            self._everybody = members
+            self._members = members.party()
+            if gone and self._mail.waiting:
                 self._mail.fail(gone)
 
     _backward_loss: float | None = None
+    _backward_missed = False
 
     def backward_done(self, loss: float | None) -> None:
         """The world has finished a gradient whose loss this is."""
         self._backward_loss = loss
+
+    def _record_spent(self, kind: str, seconds: float) -> None:
+        self.record(Spent(time_s=self.now(), worker=self.id, activity=kind, seconds=seconds))
 
     def _record_refused(self) -> None:
         for (source, code), count in sorted(self._refused.items()):
@@ -393,6 +607,10 @@ class Peer:
         if task.cancelled() or task.exception() is None:
             self._tasks.discard(task)
 
+    def _rest(self) -> None:
+        if self.host is not None and not self._unsettled:
+            self.host.rest()
+
     async def _work(self, kind: str, steps: float, work: Callable[[], T]) -> T:
         self.meter.begin_work(kind)
         try:
@@ -400,9 +618,15 @@ class Peer:
         finally:
             self.meter.end_work()
 
-    def _trained(self, steps: int, began: float, loss: float | None) -> None:
+    async def _idle(self, gate: Gate) -> None:
+        """Await a gate in the midst of computing; the time it takes is not computing."""
+        self.meter.end_work()
+        await gate()
+        self.meter.begin_work("compute")
+
+    def _trained(self, steps: int, began: float, loss: float | None, missed: bool = False) -> None:
         self.step += steps
-        samples = steps * self._replica.batch_size
+        samples = 0 if missed else steps * self._replica.batch_size
         self.samples += samples
         now = self.now()
         self.record(
@@ -417,18 +641,62 @@ class Peer:
             )
         )
 
+    @property
+    def _evaluation_is_due(self) -> bool:
+        lowest = bool(self._evaluate_every) and self.id == min(self.members, default=self.id)
+        return lowest and self.step >= self._next_evaluation
+
     async def _evaluate_if_due(self, last: bool = False) -> None:
         """Evaluate between local phases, where the parameters are what the rule wants to go on from.
 
         The lowest member does it; at the end only the one that did it before, not who becomes lowest as others leave.
         """
-        if not self._evaluate_every:
-            return
-        due = self._evaluated if last else self.id == min(self.members) and self.step >= self._next_evaluation
-        if due:
+        if self._evaluated if last else self._evaluation_is_due:
             self._evaluated = True
             self._next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
             await self.evaluate()
+
+
+class Crowd:
+    """Workers that are told together of changes of membership, and who of them waits for whom.
+
+    A simulation has thousands of workers, who leave one by one. Were each told of each leave, it would take the square
+    of their number. So only those hear of it at once who wait for who has gone; the others when they look.
+    """
+
+    __slots__ = ("_askers", "_partakers", "members")
+
+    def __init__(self, members: Members) -> None:
+        self.members = members
+        self._askers: dict[int, dict[_Wait, Peer]] = {}  # by whom they wait for
+        self._partakers: dict[_Wait, Peer] = {}  # whoever waits for one of several, and needs them all
+
+    def changed(self, members: Members) -> None:
+        """The membership has changed: as if every worker's `Peer.changed` were called, in order of workers."""
+        gone = members.departed[len(self.members.departed) :]
+        self.members = members
+        concerned = {peer.id: peer for worker in gone for peer in self._askers.get(worker, {}).values()}
+        concerned.update({peer.id: peer for peer in self._partakers.values()})
+        for worker in sorted(concerned):
+            concerned[worker].changed(members)
+
+    def began(self, wait: _Wait, peer: Peer) -> None:
+        """`peer` begins to wait."""
+        if wait.among is not None:
+            self._partakers[wait] = peer
+        elif wait.source is not None:
+            askers = self._askers.get(wait.source)
+            if askers is None:
+                self._askers[wait.source] = {wait: peer}
+            else:
+                askers[wait] = peer
+
+    def ended(self, wait: _Wait) -> None:
+        """Nobody waits there any longer."""
+        if wait.among is not None:
+            del self._partakers[wait]
+        elif wait.source is not None:
+            del self._askers[wait.source][wait]
 
 
 class Mailbox:

@@ -32,7 +32,11 @@ class BatchId(NamedTuple):
 
 
 class Replica(Protocol):
-    """What a `Peer` trains: real (`TorchReplica`) or, in timing-only mode, sizes alone (`PhantomReplica`)."""
+    """What a `Peer` trains: real (`TorchReplica`) or, in timing-only mode, sizes alone (`PhantomReplica`).
+
+    `expect_train` and `expect_backward` say that this very call comes next, and that nothing changes until then: who
+    computes elsewhere may begin.
+    """
 
     params: Tensor
     grads: Tensor
@@ -41,8 +45,14 @@ class Replica(Protocol):
     inner: Inner
 
     def inner_state(self, name: str) -> Tensor: ...
+    def set_inner_steps(self, steps: int) -> None: ...
+    def vector(self, size: int) -> Tensor: ...
+    def set_learning_rate(self, lr: float) -> None: ...
     def new_slot(self, like: Tensor | None) -> Tensor: ...
+    def abandon(self) -> None: ...
+    def expect_train(self, step: int, steps: int) -> None: ...
     def train(self, step: int, steps: int) -> float | None: ...
+    def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None: ...
     def backward(
         self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
     ) -> float | None: ...
@@ -84,8 +94,8 @@ def initial_model(task: Task, seed: int) -> nn.Module:
 class TorchReplica:
     """A model whose parameters are views of `params` `[P]`, its gradients of `grads` `[P]`, both float32.
 
-    `storage` is where the parameters shall live (a row of the simulator's stacked state), otherwise they get memory of
-    their own. Every random draw of a step depends on (seed, worker, step) alone.
+    `storage` is where the parameters and the gradients shall live (memory that processes share), otherwise they get
+    memory of their own. Every random draw of a step depends on (seed, worker, step) alone.
     """
 
     def __init__(
@@ -99,15 +109,15 @@ class TorchReplica:
         total_steps: int,
         device: torch.device | None = None,
         model: nn.Module | None = None,
-        storage: Tensor | None = None,
+        storage: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.task, self.inner, self.worker, self.seed = task, inner, worker, seed
         self.batch_size, self.total_steps = batch_size, total_steps
         self.model = (model or initial_model(task, seed)).to(self.device)
         self.layout = layout_of(self.model)
-        self.params = torch.zeros(self.layout.size, device=self.device) if storage is None else storage
-        self.grads = torch.zeros(self.layout.size, device=self.device)
+        size, device = self.layout.size, self.device
+        self.params, self.grads = storage or (torch.zeros(size, device=device), torch.zeros(size, device=device))
         bind(self.model, self.layout, self.params, self.grads)
         self.model.train()
         self.optimizer = inner.fit(self.layout.matrices()).build(self.params)
@@ -124,8 +134,38 @@ class TorchReplica:
         state: Tensor = self.optimizer.state[params][name]
         return state
 
+    def set_inner_steps(self, steps: int) -> None:
+        """Have the inner optimiser believe that it has done so many steps, as its bias corrections go by them."""
+        (params,) = self.optimizer.param_groups[0]["params"]
+        state = self.optimizer.state[params]
+        if isinstance(state.get("step"), Tensor):
+            state["step"].fill_(steps)
+        elif "step" in state:
+            state["step"] = steps
+
+    def vector(self, size: int) -> Tensor:
+        """Return a new vector of that length on the device of `params`."""
+        return self.params.new_zeros(size)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Take `lr` for the inner optimiser's peak from the next step on."""
+        self.inner = self.inner.model_copy(update={"lr": lr})
+
     def new_slot(self, like: Tensor | None) -> Tensor:
         return torch.zeros_like(self.params) if like is None else like.detach().clone()
+
+    def move_state(self, copy_of: Callable[[Tensor], Tensor]) -> None:
+        """Put the model's buffers and the inner optimiser's tensors where `copy_of` makes copies of them."""
+        for buffer in self.model.buffers():
+            buffer.data = copy_of(buffer)
+        for state in self.optimizer.state.values():
+            state.update({name: copy_of(value) for name, value in state.items() if isinstance(value, Tensor)})
+
+    def abandon(self) -> None:
+        """Nothing is under way that must end before the state is somebody else's."""
+
+    def expect_train(self, step: int, steps: int) -> None:
+        """Nothing begins before it is asked for."""
 
     def train(self, step: int, steps: int) -> float:
         """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `TaskError` if it is not finite."""
@@ -141,6 +181,9 @@ class TorchReplica:
                 "lower inner.lr, set inner.clip_norm, or look at the batch of that step"
             )
         return float(values.mean())
+
+    def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None:
+        """Nothing begins before it is asked for."""
 
     def backward(
         self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
@@ -352,10 +395,28 @@ class PhantomReplica:
         require_state(self.inner, name)
         return self.params
 
+    def set_inner_steps(self, steps: int) -> None:
+        return None
+
+    def vector(self, size: int) -> Tensor:
+        return Phantom(size)  # type: ignore[return-value]
+
+    def set_learning_rate(self, lr: float) -> None:
+        self.inner = self.inner.model_copy(update={"lr": lr})
+
     def new_slot(self, like: Tensor | None) -> Tensor:
         return self.params if like is None else like
 
+    def abandon(self) -> None:
+        return None
+
+    def expect_train(self, step: int, steps: int) -> None:
+        return None
+
     def train(self, step: int, steps: int) -> None:
+        return None
+
+    def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None:
         return None
 
     def backward(

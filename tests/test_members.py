@@ -8,25 +8,31 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from decentral.members import DECISIONS_KEPT, Ballot, Decision, Members, Roster
+from decentral.members import DECISIONS_KEPT, Ballot, Decision, Members, Roster, _Key
 
 
 class Clerk:
     """A roster, and what it has answered to whom."""
 
     def __init__(self, *workers: int) -> None:
-        self.changes: list[tuple[Members, int]] = []
-        self.roster = Roster(tuple(workers), self._changed)
+        self.changes: list[Members] = []
+        self.roster = Roster(tuple(workers), self.changes.append)
         self.answers: list[tuple[int, str, tuple[int, ...]]] = []
 
-    def _changed(self, members: Members, gone: int = -1) -> None:
-        self.changes.append((members, gone))
-
-    def vote(self, worker: int, digest: int | None, *, epoch: int = 0, round_: int = 1, channel: str = "sync") -> None:
+    def vote(
+        self,
+        worker: int,
+        digest: int | None,
+        *,
+        epoch: int = 0,
+        round_: int = 1,
+        channel: str = "sync",
+        group: tuple[int, ...] = (),
+    ) -> None:
         def answer(decision: Decision) -> None:
             self.answers.append((worker, decision.outcome, decision.members.ids))
 
-        self.roster.vote(Ballot(worker, channel, round_, epoch, digest), answer)
+        self.roster.vote(Ballot(worker, channel, round_, epoch, digest, group), answer)
 
     def news(self) -> list[tuple[int, str, tuple[int, ...]]]:
         """Return the answers since the last look, in ascending order of workers."""
@@ -211,7 +217,7 @@ def test_removing_twice_or_a_stranger_changes_nothing() -> None:
     clerk.roster.remove(1)
     clerk.roster.remove(1)
     clerk.roster.remove(17)
-    assert [members for members, _ in clerk.changes] == [Members(1, (0, 2))]
+    assert clerk.changes == [Members(1, (0, 2))]
     assert clerk.roster.members == Members(1, (0, 2))
 
 
@@ -225,7 +231,7 @@ def test_the_last_survivor_decides_alone() -> None:
 
 def test_an_answer_may_vote_again_at_once() -> None:
     """The roster may be called back from an answer: nobody is answered twice, nobody is forgotten."""
-    roster = Roster((0, 1, 2), lambda *_news: None)
+    roster = Roster((0, 1, 2), lambda _members: None)
     heard: list[tuple[int, str]] = []
 
     def voter(worker: int) -> Callable[[Decision], None]:
@@ -251,6 +257,57 @@ def test_decisions_are_kept_for_a_while() -> None:
     assert clerk.news() == [(1, "skipped", (0, 1))]
 
 
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_decides_alone_and_another_one_by_itself() -> None:
+    clerk = Clerk(0, 1, 2, 3, 4)
+    clerk.vote(3, 8, group=(3, 4))
+    clerk.vote(0, 7, group=(0, 1))
+    clerk.vote(1, 7, group=(0, 1))
+    assert clerk.news() == [(0, "committed", (0, 1)), (1, "committed", (0, 1))]
+    clerk.vote(4, None, group=(3, 4))
+    assert clerk.news() == [(3, "skipped", (3, 4)), (4, "skipped", (3, 4))]
+    clerk.vote(2, 7, group=(0, 1))
+    assert clerk.news() == [(2, "skipped", (0, 1))]  # none of its business
+
+
+def test_a_group_does_not_notice_a_death_elsewhere() -> None:
+    clerk = Clerk(0, 1, 2, 3)
+    clerk.roster.remove(3)
+    clerk.vote(0, None, group=(0, 1))
+    assert clerk.news() == [(0, "skipped", (0, 1))]  # no death of its own is the reason: there is no second attempt
+    clerk.vote(2, 7, group=(2, 3))
+    clerk.roster.remove(1)
+    assert clerk.news() == [(2, "committed", (2, 3))]
+
+
+def test_members_within_a_group_count_its_own_departures() -> None:
+    members = Members(0, (0, 1, 2, 3)).without(3).without(0)
+    assert members.party("sync", (0, 1, 2)) == Members(1, (1, 2))
+    assert members.party("sync", (1, 2)) == Members(0, (1, 2))
+    assert members.party("sync") is members
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_group_in_a_larger_run_is_answered_as_a_run_of_its_own(seed: int) -> None:
+    chance = random.Random(seed)
+    group = tuple(sorted(chance.sample(range(8), 4)))
+    larger, own = Clerk(*range(8)), Clerk(*group)
+    for _ in range(60):
+        if chance.random() < 0.15:
+            worker = chance.randrange(8)
+            larger.roster.remove(worker)
+            own.roster.remove(worker)
+        else:
+            worker, round_ = chance.choice(group), chance.randint(1, 4)
+            epoch = chance.randint(0, own.roster.members.epoch)
+            digest = chance.choice([None, 7, 7, 7, 7, 8])
+            larger.vote(worker, digest, epoch=epoch, round_=round_, group=group)
+            own.vote(worker, digest, epoch=epoch, round_=round_)
+        assert larger.answers == own.answers
+
+
 # -- any order --------------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +330,7 @@ class Crowd:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.roster = Roster(tuple(range(self.chance.randint(2, 6))), lambda *_news: None)
+        self.roster = Roster(tuple(range(self.chance.randint(2, 6))), lambda _members: None)
         self.workers = [Worker(worker) for worker in self.roster.members]
         self.members_at = {0: self.roster.members}
         self.contributed: dict[tuple[int, int], set[int]] = {}  # by (round, epoch)
@@ -377,3 +434,101 @@ def test_members_know_ranks_and_epochs() -> None:
     assert Members(2, (1, 9)) != fewer
     with pytest.raises(KeyError):
         fewer.rank(5)
+
+
+# Guests.
+
+
+def test_a_guests_vote_does_not_count_and_lets_it_into_the_next_round() -> None:
+    clerk = Clerk(0, 1)
+    clerk.roster.join(2)
+    clerk.vote(0, 7)
+    clerk.vote(2, None)
+    assert clerk.news() == []
+    clerk.vote(1, 7)
+    assert sorted(clerk.news()) == [(0, "committed", (0, 1)), (1, "committed", (0, 1)), (2, "committed", (0, 1))]
+    assert clerk.roster.members.party("sync") == Members(1, (0, 1, 2))
+    for worker in (0, 1, 2):
+        clerk.vote(worker, 8, round_=2, epoch=1)
+    assert {answer[1:] for answer in clerk.news()} == {("committed", (0, 1, 2))}
+
+
+def test_a_guest_that_votes_too_late_is_told_and_waits_for_the_next_round() -> None:
+    clerk = Clerk(0, 1)
+    clerk.roster.join(2)
+    clerk.vote(0, 7)
+    clerk.vote(1, 7)
+    clerk.news()
+    clerk.vote(2, None)
+    assert clerk.news() == [(2, "committed", (0, 1))]
+    assert clerk.roster.members.party("sync") == Members(0, (0, 1))
+
+
+def test_whoever_is_told_of_a_decision_knows_the_guests_of_the_next_round() -> None:
+    told: list[Members] = []
+    roster = Roster((0, 1), lambda _members: None, absent=())
+    roster.join(2)
+    for worker in (2, 0, 1):
+        roster.vote(Ballot(worker, "sync", 1, 0, 7), lambda decision: told.append(decision.now.party("sync")))
+    assert told == [Members(1, (0, 1, 2))] * 3
+
+
+def test_channels_admit_by_themselves_and_what_needs_no_vote_with_the_first() -> None:
+    clerk = Clerk(0, 1)
+    clerk.roster.join(2)
+    assert clerk.roster.members.party().ids == (0, 1)
+    clerk.vote(2, None, channel="a")
+    clerk.vote(0, 7, channel="a")
+    clerk.vote(1, 7, channel="a")
+    members = clerk.roster.members
+    assert [members.party(channel).ids for channel in ("a", "b", "")] == [(0, 1, 2), (0, 1), (0, 1, 2)]
+    assert members.party("b").epoch == 0  # nothing has changed there
+
+
+def test_a_guest_is_admitted_at_once_to_what_needs_no_vote() -> None:
+    clerk = Clerk(0, 1)
+    clerk.roster.join(2)
+    clerk.vote(2, None, channel="", round_=0)
+    assert clerk.news() == [(2, "committed", (0, 1, 2))]
+    assert clerk.roster.members.party("sync").ids == (0, 1)
+
+
+def test_a_guest_that_dies_was_never_there_for_the_others() -> None:
+    clerk = Clerk(0, 1)
+    clerk.roster.join(2)
+    clerk.vote(2, None)
+    clerk.vote(0, 7)
+    clerk.roster.remove(2)
+    assert clerk.news() == [(2, "skipped", (0, 1))]
+    clerk.vote(1, 7)  # begun before the guest died: the party is the same, its epoch is not
+    clerk.vote(0, 7, epoch=1)
+    clerk.vote(1, 7, epoch=1)
+    assert (1, "committed", (0, 1)) in clerk.news()
+
+
+def test_who_is_there_cannot_come() -> None:
+    clerk = Clerk(0, 1)
+    with pytest.raises(ValueError, match="worker 1 is in the run"):
+        clerk.roster.join(1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_parties_of_the_past_are_what_they_were(seed: int) -> None:
+    """An attempt may be voted on in any epoch of its channel's party: each is found again by undoing the log."""
+    chance = random.Random(seed)
+    roster = Roster(tuple(range(6)), lambda _members: None, absent=(4, 5))
+    channels = {"a": {0: (0, 1, 2, 3)}, "b": {0: (0, 1, 2, 3)}}
+    for _ in range(30):
+        worker, there = chance.randrange(6), roster.members
+        if worker not in there:
+            roster.join(worker)
+        elif chance.random() < 0.5 and worker in there.guests:
+            roster.admit(worker, chance.choice(["a", "b"]))
+        elif len(there) > 1:
+            roster.remove(worker)
+        for channel, known in channels.items():
+            party = roster.members.party(channel)
+            assert known.setdefault(party.epoch, party.ids) == party.ids
+    for channel, known in channels.items():
+        for epoch, ids in known.items():
+            assert roster._party_at(epoch, _Key((), channel, 1)).ids == ids

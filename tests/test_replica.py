@@ -10,7 +10,7 @@ from cluster import Net
 from torch import Tensor, nn
 
 from decentral.errors import TaskError
-from decentral.inner import SGD, AdamW, Inner
+from decentral.inner import SGD, AdamW, Inner, Muon
 from decentral.phantom import Phantom
 from decentral.protocols import Buckets
 from decentral.replica import Spans, TorchReplica, digest, evaluate, initial_model, seed_of
@@ -66,11 +66,12 @@ def test_the_model_lives_in_the_flat_buffer() -> None:
     made = replica(Net())
     made.params.zero_()
     assert all(not bool(parameter.any()) for parameter in made.model.parameters())
-    storage = torch.zeros(made.layout.size)
+    storage = (torch.zeros(made.layout.size), torch.zeros(made.layout.size))
     moved = replica(Net(), storage=storage)
-    assert moved.params is storage
+    assert moved.params is storage[0]
+    assert moved.grads is storage[1]
     moved.train(0, 1)
-    assert storage.abs().sum() > 0
+    assert all(values.abs().sum() > 0 for values in storage)
 
 
 def test_steps_in_one_go_or_one_by_one_are_the_same_bits() -> None:
@@ -82,6 +83,33 @@ def test_steps_in_one_go_or_one_by_one_are_the_same_bits() -> None:
         by_hand.update(step)
     assert torch.equal(together.params, apart.params)
     assert torch.equal(together.params, by_hand.params)
+
+
+@pytest.mark.parametrize(
+    "inner", [SGD(lr=0.1, momentum=0.9), AdamW(lr=0.1), Muon(lr=0.1)], ids=lambda inner: inner.name
+)
+def test_a_new_learning_rate_is_that_of_a_replica_made_with_it(inner: Inner) -> None:
+    """The schedule goes on: what changes is the peak that it is a share of."""
+    falling = inner.model_copy(update={"schedule": "cosine"})
+    changed, made = replica(Net(), inner=falling), replica(Net(), inner=falling.model_copy(update={"lr": 0.03}))
+    changed.set_learning_rate(0.03)
+    for one in (changed, made):
+        one.train(40, 5)
+    assert torch.equal(changed.params, made.params)
+    assert changed.inner == made.inner
+
+
+def test_a_new_learning_rate_leaves_what_the_optimiser_remembers() -> None:
+    """A heavy ball of 0.9 goes on rolling: at a rate ten times as small the next step is a tenth of what it was."""
+    steps = []
+    for lr in (0.1, 0.01):
+        made = replica(Net(), inner=SGD(lr=0.1, momentum=0.9))
+        made.train(0, 5)
+        made.set_learning_rate(lr)
+        before = made.params.clone()
+        made.train(5, 1)
+        steps.append(made.params - before)
+    assert torch.allclose(steps[1], steps[0] / 10, atol=1e-7)
 
 
 def test_randomness_depends_on_seed_worker_and_step_alone() -> None:

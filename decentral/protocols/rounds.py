@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from decentral.protocols.codecs import Codec, CodecField, Coder, ErrorFeedback, 
 from decentral.protocols.collectives import ALL_REDUCE, FOLDING, AllReduce, Attempt, Contribution
 from decentral.protocols.fragments import Fragment
 from decentral.protocols.merge import Mean, Merge, MergeField, weighted_mean
-from decentral.protocols.rule import SyncRule
+from decentral.protocols.rule import Newcomers, SyncRule
 from decentral.replica import digest, seed_of
 from decentral.wire import FrameError
 
@@ -33,6 +34,7 @@ NORMS_NEEDED = 3
 class AllReduceRule(SyncRule):
     """A rule whose workers settle rounds. How updates travel and are merged is chosen alike for all such rules."""
 
+    newcomers: ClassVar[Newcomers] = "follow"
     codec: CodecField = Float32()
     """How updates travel."""
     all_reduce: AllReduce = "butterfly"
@@ -55,6 +57,15 @@ class AllReduceRule(SyncRule):
                 "pieces; choose a merge by coordinates, such as 'median' or 'trimmed_mean'"
             )
 
+    def check_newcomers(self) -> None:
+        """Refuse codecs whose memory of past rounds must be the same everywhere, which a newcomer does not have."""
+        super().check_newcomers()
+        if self.codec.same_participants or self.codec.phases > 1:
+            raise ConfigError(
+                f"rule.codec: '{self.codec.spelling()}' builds on what all workers have sent before, and this fleet "
+                "brings newcomers; take another codec, such as 'int8' or 'topk'"
+            )
+
     def begin(
         self,
         peer: Peer,
@@ -75,14 +86,12 @@ class AllReduceRule(SyncRule):
         means = await round_.settle()
         return None if means is None else means[0]
 
-    def launch(
-        self, peer: Peer, values: Tensor, channel: str = "sync", fragment: Fragment | None = None
-    ) -> asyncio.Task[list[Tensor] | None]:
-        """Begin a channel's next round, with one piece `values` `[n]`, and settle it while the worker goes on.
+    def launch(self, peer: Peer, values: Tensor, channel: str = "sync") -> asyncio.Task[list[Tensor] | None]:
+        """Begin a channel's next round, with one piece `values` `[P]`, and settle it while the worker goes on.
 
         The task returns what `Round.settle` does. The channel's next round must not begin before it has ended.
         """
-        round_ = self.begin(peer, channel, None if fragment is None else [fragment])
+        round_ = self.begin(peer, channel)
         round_.contribute(values)
         return peer.spawn(round_.settle())
 
@@ -91,9 +100,9 @@ class Round:
     """One round on a channel: pieces are reduced in the background as they are contributed, then decided together.
 
     A channel's rounds follow one another; channels may be in flight at the same time. `fragments[i]` is the part of the
-    model that piece i is; None: one piece, the whole model. `cumulative` says that after a skipped round the caller's
-    next values contain these once more, as outer gradients do that span all steps since the last round; otherwise a
-    codec with memory keeps them for later.
+    model that piece i is; None: one piece, the whole model. `group` are those of the cohort whose round it is; empty:
+    all. `cumulative` says that after a skipped round the caller's next values contain these once more, as outer
+    gradients do that span all steps since the last round; otherwise a codec with memory keeps them for later.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class Round:
         *,
         merge: Merge | None = None,
         fragments: Sequence[Fragment] | None = None,
+        group: tuple[int, ...] = (),
         cumulative: bool = True,
     ) -> None:
         self._peer, self._codec, self._all_reduce = peer, codec, all_reduce
@@ -112,9 +122,11 @@ class Round:
         self._merge = merge or Mean()
         self._fragments = fragments
         self._cumulative = cumulative
-        self._number = peer.next_round(channel)
-        self._members = peer.members
+        self._number = peer.next_round(channel, voted=True)
+        self._group = group
+        self._members = peer.party(channel, group)
         self._pieces: dict[int, _Piece] = {}
+        self._unheard: dict[int, Tensor] = {}  # a newcomer's pieces: it hears what they come to
 
     def contribute(self, values: Tensor, index: int = 0, weight: int = 1) -> None:
         """Start reducing `values` `[n]` with the others' piece of that index, in whatever order they contribute them.
@@ -123,17 +135,21 @@ class Round:
         attempt: do not change them before `settle` returns.
         """
         peer, name = self._peer, f"{self._channel}.{index}"
+        if peer.id not in self._members:
+            self._unheard[index] = values
+            return
         codec = self._codec
         if codec.shaped:
             spans = self._fragments[index].spans if self._fragments else ((0, peer.layout.size),)
             codec = codec.fit(peer.layout.shapes(spans))
-        coder = codec.coder(lambda slot, like: peer.slot(f"{name}.{slot}", like)) or Coder(codec)
+        coder = codec.coder(lambda slot, like: peer.slot(f"{name}.{slot}", like, own=True)) or Coder(codec)
         fold = _Fold(peer, self._merge, name, all_or_none=codec.same_participants)
         self._pieces[index] = piece = _Piece(peer, values, weight, coder, fold)
         piece.start(self._reduction(index))
+        peer.contributes(self._channel, self._number)
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._pieces) or len(self._unheard)
 
     @property
     def number(self) -> int:
@@ -142,11 +158,14 @@ class Round:
 
     async def settle(self) -> list[Tensor] | None:
         """Return the pieces' means by ascending index, the same bits for every member; None if it was skipped."""
+        if self._unheard:
+            return await self._hear()
         while True:
             staged = [await self._pieces[index].staged() for index in sorted(self._pieces)]
             whole = [mean for mean in staged if mean is not None]
             checksum = digest(whole) if len(whole) == len(staged) else None
-            ballot = Ballot(self._peer.id, self._channel, self._number, self._members.epoch, checksum)
+            epoch = self._members.epoch
+            ballot = Ballot(self._peer.id, self._channel, self._number, epoch, checksum, self._group)
             decision = await self._peer.vote(ballot)
             if decision.outcome != "again":
                 break
@@ -162,7 +181,21 @@ class Round:
                 piece.coder.undo()
             else:
                 piece.coder.abort()
+        if self._peer.host is not None:
+            await self._peer.host.settled(self._channel, self._number, decision, () if skipped else whole)
         return None if skipped else whole
+
+    async def _hear(self) -> list[Tensor] | None:
+        """Return what the round comes to without this worker, a newcomer."""
+        peer, guide = self._peer, self._peer.guide
+        if guide is None:
+            raise PeerGone("a newcomer has nobody to hear from")
+        ballot = Ballot(peer.id, self._channel, self._number, self._members.epoch, None, self._group)
+        vote = peer.spawn(peer.vote(ballot))  # its answer may never come, if the others end without this round
+        means = await guide.outcome(self._channel, self._number, [self._unheard[i] for i in sorted(self._unheard)])
+        decision = await vote
+        peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
+        return means
 
     def _reduction(self, index: int) -> _Reduction:
         attempt = Attempt(self._members, self._channel, self._number, str(index))

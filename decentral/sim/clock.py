@@ -40,6 +40,9 @@ T = TypeVar("T")
 ErrorContext = dict[str, Any]
 ErrorHandler = Callable[[asyncio.AbstractEventLoop, ErrorContext], object]
 
+STOPS = (KeyboardInterrupt, SystemExit)
+"""What ends the program, wherever it comes from: a loop raises it at once, or having closed."""
+
 NAMES_IN_DEADLOCK = 10
 CANCELLED_TIMERS_KEPT = 64  # below this a heap is not worth compacting
 
@@ -305,8 +308,12 @@ class VirtualLoop(_EventLoop):
             self.events += 1
             try:
                 handle._context.run(callback, *handle._args)
-            except (KeyboardInterrupt, SystemExit):
-                raise
+            except STOPS as error:
+                if isinstance(task := getattr(callback, "__self__", None), asyncio.Task):
+                    _mark_retrieved(task)  # it holds the same error, which is raised here
+                if not self._closing:
+                    raise
+                self._error = error  # raised when every task has cleaned up
             except BaseException as error:  # CancelledError too: from a callback it is an error
                 self.call_exception_handler({"message": f"error in callback {callback!r}", "exception": error})
 
@@ -360,7 +367,7 @@ class VirtualLoop(_EventLoop):
                 task.cancel()
             self._drive(asyncio.gather(*tasks, return_exceptions=True))
             for task in tasks:
-                if not task.cancelled() and task.exception() is not None:
+                if not task.cancelled() and not isinstance(task.exception(), (type(None), *STOPS)):
                     self.call_exception_handler({"message": f"closing {task!r}", "exception": task.exception()})
 
     def _on_asyncgen(self, generator: AsyncGenerator[Any, Any]) -> None:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
+from decentral.accounts import accounts_of
 from decentral.config import Run
 from decentral.errors import ConfigError
-from decentral.journal import Record
+from decentral.journal import Left, Record
 from decentral.outcome import Outcome
 from decentral.peer import Peer
-from decentral.replica import PhantomReplica, Replica, TorchReplica, held_out, initial_model
+from decentral.replica import Replica, held_out
 from decentral.sim.clock import VirtualLoop
+from decentral.sim.durations import fleet_of
+from decentral.sim.engine import computed, phantoms
+from decentral.sim.memory import check_memory
+from decentral.sim.watch import UNWATCHED, Watch
 from decentral.sim.world import SimWorld
-from decentral.state import Layout, layout_of
-from decentral.task import Task
-
-ALIGNMENT = 16
-"""Rows of the stacked state start at multiples of so many float32: vector instructions see in every row what they see
-in a worker's own buffer, so both worlds compute the same bits."""
 
 COLLECT_AFTER = 100_000
 """Objects made, less those freed, between two looks for garbage cycles."""
 
 
-def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record], None] | None = None) -> Outcome:
+def simulate(
+    run: Run,
+    *,
+    timing_only: bool = False,
+    on_record: Callable[[Record], None] | None = None,
+    watch: Watch = UNWATCHED,
+) -> Outcome:
     """Return what a run comes to in virtual time. The same run gives the same records, bit for bit.
 
     `timing_only` skips all tensor work: times, traffic and round outcomes alone. `on_record` sees every record as it is
-    made. Raises `DecentralError` for what is the user's to mend.
+    made. `watch` says how closely to look. Raises `DecentralError` for what is the user's to mend, such as a fleet of
+    which nobody is left, and `VerificationError` if the run contradicts itself.
     """
     task = run.make_task()
     records: list[Record] = []
@@ -43,21 +48,25 @@ def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record
             on_record(item)
 
     record = records.append if on_record is None else record_and_tell
-    with _threads(run.real.threads), _rare_collections():
+    with _threads(run.real.threads), _rare_collections(), ExitStack() as stack:
         before = {} if timing_only else held_out(task, run.seed)  # first: this is where missing data shows
-        replicas = _phantoms(run, task) if timing_only else _stacked(run, task)
+        replicas = phantoms(run, task) if timing_only else stack.enter_context(computed(run, task))
         run.rule.check_layout(replicas[0].layout)
         loop = VirtualLoop()
         peers: list[Peer] = []
+        world = SimWorld(loop, fleet_of(run, task, replicas[0].layout.size), run.seed, record, watch)
+        loop.at_instant_end(lambda: check_memory(run, peers))  # rules make their slots before the first step
         try:
-            loop.run_until_complete(_run(loop, run, replicas, peers, record, evaluates=not timing_only))
-            outcome = Outcome(records, loop.time())
+            loop.run_until_complete(_run(world, run, replicas, peers, evaluates=not timing_only, spans=watch.spans))
+            traffic = world.traffic()
+            outcome = Outcome(records, loop.time(), traffic=traffic)
         finally:
             loop.close()
+        check_memory(run, peers)  # codecs make theirs in the first round
+        outcome.verify()
+        finished = _finished(outcome, run)
+        outcome.accounts = accounts_of(run.fleet, records, outcome.seconds, traffic)
         if not timing_only:
-            finished = {item.worker for item in outcome.left() if item.reason == "finished"}
-            if not finished:
-                raise ConfigError("fleet.events: no worker is left at the end; there is nothing to merge")
             outcome.params = {peer.id: peer.params for peer in peers if peer.id in finished}
             outcome.slots = {peer.id: peer.slots for peer in peers if peer.id in finished}
             outcome.before = before
@@ -66,18 +75,13 @@ def simulate(run: Run, *, timing_only: bool = False, on_record: Callable[[Record
 
 
 async def _run(
-    loop: VirtualLoop,
-    run: Run,
-    replicas: list[Replica],
-    peers: list[Peer],
-    record: Callable[[Record], None],
-    evaluates: bool,
+    world: SimWorld, run: Run, replicas: list[Replica], peers: list[Peer], evaluates: bool, spans: bool
 ) -> None:
-    world = SimWorld(loop, run.fleet, run.seed, record)
-    peers += [
-        Peer(
+    def make(worker: int) -> Peer:
+        replicas[worker].abandon()
+        peer = Peer(
             world,
-            replica,
+            replicas[worker],
             world.members,
             worker=worker,
             seed=run.seed,
@@ -85,37 +89,28 @@ async def _run(
             evaluate_every=run.evaluate_every if evaluates else 0,
             patience_s=run.patience_s,
             norm_limit=run.norm_limit,
+            spans=spans,
+            crowd=world.crowd,
+            cohort=world.cohort,
+            began_s=0.0,
         )
-        for worker, replica in enumerate(replicas)
-    ]
-    await world.run(peers, run.rule)
+        peers.append(peer)
+        return peer
+
+    await world.run(make, run.rule)
 
 
-def _stacked(run: Run, task: Task) -> list[Replica]:
-    """Return real replicas whose parameters are the rows of one `[N, P]` tensor."""
-    first = initial_model(task, run.seed)
-    size = layout_of(first).size
-    stride = -(-size // ALIGNMENT) * ALIGNMENT
-    rows = torch.zeros(run.fleet.size, stride)
-    return [
-        TorchReplica(
-            task,
-            run.inner,
-            worker=worker,
-            seed=run.seed,
-            batch_size=run.batch_size,
-            total_steps=run.steps,
-            model=copy.deepcopy(first),
-            storage=rows[worker, :size],
+def _finished(outcome: Outcome, run: Run) -> set[int]:
+    """Return the workers that did all their steps; raises `ConfigError` if there is none."""
+    left = [record for record in outcome.records if isinstance(record, Left)]
+    finished = {record.worker for record in left if record.reason == "finished"}
+    if not finished:
+        last = left[-1]
+        raise ConfigError(
+            f"fleet: nobody is left at the end. The last of {run.fleet.size} workers, worker {last.worker}, went at "
+            f"{last.time_s:g} s after {last.step} of {run.steps} local steps: {last.reason}"
         )
-        for worker in range(run.fleet.size)
-    ]
-
-
-def _phantoms(run: Run, task: Task) -> list[Replica]:
-    with torch.device("meta"):
-        layout: Layout = layout_of(initial_model(task, run.seed))
-    return [PhantomReplica(layout, run.batch_size, run.inner) for _ in range(run.fleet.size)]
+    return finished
 
 
 @contextmanager

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TypeVar
-
-import numpy as np
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 from decentral.errors import PeerGone
-from decentral.fleet import Fleet
+from decentral.fleet import Event, Fleet
+from decentral.fleet.happenings import happenings, happenings_until, starters
 from decentral.journal import Record
 from decentral.members import Ballot, Decision, Members, Roster
-from decentral.peer import Peer
+from decentral.peer import Crowd, Peer
 from decentral.protocols import SyncRule
+from decentral.protocols.joining import Host, enter
 from decentral.replica import BatchId, Spans, seed_of
 from decentral.sim.clock import VirtualLoop
+from decentral.sim.durations import Durations
+from decentral.sim.layerwise import FORWARD_SHARE, LayerwisePhases
+from decentral.sim.links import Links
 from decentral.sim.network import Flow, Network
+from decentral.sim.watch import UNWATCHED, SiteTally, Watch, WatchedNetwork
+from decentral.traffic import Traffic
 from decentral.wire import HeaderSizes, Packet, Tag
 
 T = TypeVar("T")
-
-FORWARD_SHARE = 1 / 3
-"""The forward pass's share of a local step; the backward pass costs twice as much."""
-
 
 _Cargo = tuple[Peer, Peer, Tag, Packet, "asyncio.Future[None]"]
 """What a flow carries: source, target, tag, packet, and the future that is done when it has arrived."""
@@ -32,51 +35,132 @@ _Cargo = tuple[Peer, Peer, Tag, Packet, "asyncio.Future[None]"]
 class SimWorld:
     """Workers that share a virtual loop, a network and a roster."""
 
-    def __init__(self, loop: VirtualLoop, fleet: Fleet, seed: int, record: Callable[[Record], None]) -> None:
+    def __init__(
+        self, loop: VirtualLoop, fleet: Fleet, seed: int, record: Callable[[Record], None], watch: Watch = UNWATCHED
+    ) -> None:
         self._loop = loop
         self._fleet = fleet
-        self._groups = fleet.each()
-        self._chance = [np.random.default_rng(seed_of(seed, "jitter", worker)) for worker in range(fleet.size)]
-        self._network = Network(
-            loop,
-            up_bps=[group.up_bps or fleet.up_bps for group in self._groups],
-            down_bps=[group.down_bps or fleet.down_bps for group in self._groups],
-            latency_s=lambda _source, _to: fleet.latency_s,
-        )
-        self._roster = Roster(tuple(range(fleet.size)), self._changed)
-        self._gone: list[int] = []
+        self._seed = seed
+        last_listed_s = max((event.at_s for event in fleet.events), default=-1.0)
+        self._listed = happenings_until(fleet, seed, last_listed_s)
+        self._later = islice(happenings(fleet, seed), len(self._listed), None)
+        self._duration = Durations(fleet, seed, self._listed, loop.time)
+        self._links = Links(fleet, seed, loop.time)
+        self._network = watch.network(fleet.sites(), loop, **self._links.options())
+        self._cohort = Members(0, tuple(range(fleet.size)))
+        self._roster = Roster(self._cohort.ids, self._changed, absent=set(self._cohort) - starters(fleet))
+        self.crowd = Crowd(self._roster.members)
+        self._untold = False
         self._peers: dict[int, Peer] = {}
         self._mains: dict[int, asyncio.Task[None]] = {}
         self._headers = HeaderSizes()
         self._unsent: list[int] = [0] * fleet.size
         self._drained: dict[int, asyncio.Future[None]] = {}
+        self._sites = SiteTally(fleet.sites())
         self.record = record
+        self.layerwise = LayerwisePhases(loop, self._duration) if fleet.layerwise else None
 
     @property
     def members(self) -> Members:
         return self._roster.members
 
     @property
+    def cohort(self) -> Members:
+        """All who may ever be in the run."""
+        return self._cohort
+
+    @property
     def network(self) -> Network:
         return self._network
 
+    def traffic(self) -> Traffic:
+        """Return what the network has carried so far."""
+        network, links = self._network, self._links
+        traffic = Traffic(links.up_bps, links.down_bps, network.bytes_sent, network.bytes_received, self._sites.nbytes)
+        if isinstance(network, WatchedNetwork):
+            network.report(traffic)
+        return traffic
+
     # -- the life of workers ---------------------------------------------------------------------------------------
 
-    async def run(self, peers: Sequence[Peer], rule: SyncRule) -> None:
-        """Run the rule on every peer to its end; raises what a worker raised, such as `TaskError`."""
-        self._peers = {peer.id: peer for peer in peers}
-        self._mains = {peer.id: self._loop.create_task(self._live(peer, rule)) for peer in peers}
-        for event in self._fleet.events:
-            self._loop.call_at(event.at_s, self._crash, event.worker)
+    async def run(self, make: Callable[[int], Peer], rule: SyncRule) -> None:
+        """Run the rule on every worker to its end; raises what a worker raised, such as `TaskError`.
+
+        `make(worker)` makes a peer for the worker, whenever it comes. The run is over when nobody is in it.
+        """
+        self._make, self._rule = make, rule
+        self._over = self._loop.create_future()
+        for worker in self._roster.members:
+            self._begin(make(worker), rule.run)
+        for event in self._listed:
+            self._loop.call_at(event.at_s, self._befall, event)
+        self._follow()
         try:
-            await asyncio.gather(*self._mains.values())
+            await self._over
         finally:
             for main in self._mains.values():
                 main.cancel()
+            await asyncio.gather(*self._mains.values(), return_exceptions=True)
 
-    async def _live(self, peer: Peer, rule: SyncRule) -> None:
+    def _begin(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
+        self._peers[peer.id] = peer
+        if self._fleet.brings_newcomers:
+            peer.host = host = Host(peer)
+            peer.spawn(host.listen())
+        main = self._mains[peer.id] = self._loop.create_task(self._live(peer, rule))
+        main.add_done_callback(self._ended)
+
+    def _ended(self, main: asyncio.Task[None]) -> None:
+        """A life has ended: the run is over with the last one, or when one of them has failed."""
+        if self._over.done():
+            return
+        error = None if main.cancelled() else main.exception()
+        if error is not None:
+            self._over.set_exception(error)
+        elif not self._peers:
+            self._over.set_result(None)
+
+    def _follow(self) -> None:
+        """Wait for the next of what comes after the listed events, such as churn, which need not end."""
+        event = next(self._later, None)
+        if event is not None:
+            self._loop.call_at(event.at_s, self._befall_and_follow, event)
+
+    def _befall_and_follow(self, event: Event) -> None:
+        self._befall(event)
+        self._follow()
+
+    def _befall(self, event: Event) -> None:
+        """Play an event of one worker; "slow" ones are in its durations."""
+        if event.worker is None:
+            return
+        if event.kind == "crash":
+            self._crash(event.worker)
+        elif event.kind == "preempt":
+            self._loop.call_at(event.gone_at_s, self._crash, event.worker)
+        elif event.kind == "join":
+            self._join(event.worker)
+
+    def _join(self, worker: int) -> None:
+        """The worker comes, or comes back, and asks somebody who takes part for the state."""
+        if worker in self._peers:
+            return
+        self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
+        able = [member for member in self._roster.members.party() if member in self._peers]
+        if not able:
+            return  # there is nobody who could let it in
+        self._roster.join(worker)
+        host = random.Random(seed_of(self._seed, "host", worker, self._roster.members.epoch)).choice(able)
+
+        async def enter_and_run(peer: Peer) -> None:
+            await enter(peer, host, follow=self._rule.newcomers == "follow")
+            await self._rule.run(peer)
+
+        self._begin(self._make(worker), enter_and_run)
+
+    async def _live(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         try:
-            await peer.run(rule.run)
+            await peer.run(rule)
             if self._unsent[peer.id]:
                 self._drained[peer.id] = self._loop.create_future()
                 await self._drained[peer.id]
@@ -86,6 +170,8 @@ class SimWorld:
             return  # crashed, and `_crash` has said so
         except PeerGone as error:
             self._leave(peer, str(error))
+            if peer.guide is not None and peer.follows:  # a newcomer whose host went: somebody else may let it in
+                self._loop.call_soon(self._join, peer.id)
             return
         self._leave(peer, "finished")
 
@@ -99,21 +185,26 @@ class SimWorld:
         if peer is None:
             return
         self._mains[worker].cancel()
+        peer.stop()  # before its flows fail, for who waits for them would have a last word
         for flow in self._network.cancel_node(worker):
             self._lose(flow, worker)
         self.record(peer.left("crashed"))
-        self._loop.call_later(self._fleet.detection_s, self._roster.remove, worker)
+        self._loop.call_later(self._fleet.detection_s, self._detect, worker)
 
-    def _changed(self, members: Members, gone: int) -> None:
+    def _detect(self, worker: int) -> None:
+        """It is found out that this life of the worker is over, unless it is back already."""
+        if worker not in self._peers:
+            self._roster.remove(worker)
+
+    def _changed(self, _members: Members) -> None:
         """Tell everybody once an instant: a thousand workers may finish together."""
-        if not self._gone:
+        if not self._untold:
+            self._untold = True
             self._loop.at_instant_end(self._tell)
-        self._gone.append(gone)
 
     def _tell(self) -> None:
-        gone, self._gone = self._gone, []
-        for peer in list(self._peers.values()):
-            peer.changed(self._roster.members, gone)
+        self._untold = False
+        self.crowd.changed(self._roster.members)
 
     # -- the World port --------------------------------------------------------------------------------------------
 
@@ -130,6 +221,7 @@ class SimWorld:
     async def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Forward first; then fragments become final one after the other, each after its share of the elements."""
         duration = self._duration(peer.id, 1)
+        peer.replica.expect_backward(batch.step, fragments, batch.worker)
         await self._loop.sleep(FORWARD_SHARE * duration)
         order: list[int] = []
         peer.backward_done(peer.replica.backward(batch.step, fragments, order.append, batch.worker))
@@ -148,6 +240,8 @@ class SimWorld:
             return future
         nbytes = self._headers.size(peer.id, tag, packet) + packet.nbytes
         peer.meter.sent(nbytes)
+        if self._sites.several:
+            self._sites.sent(peer.id, to, nbytes)
         peer.meter.begin_transfer()
         target.meter.begin_transfer()
         self._unsent[peer.id] += 1
@@ -193,12 +287,3 @@ class SimWorld:
     def _hand_over(self, answer: asyncio.Future[Decision], decision: Decision) -> None:
         if not answer.done():
             answer.set_result(decision)
-
-    def _duration(self, worker: int, steps: float) -> float:
-        seconds = steps * self._fleet.step_time_s / self._groups[worker].speed
-        sigma = self._fleet.jitter
-        if sigma:
-            whole = max(1, round(steps))
-            factors = self._chance[worker].lognormal(-sigma * sigma / 2, sigma, whole)  # of mean 1, one a step
-            seconds *= float(np.add.reduce(factors)) / whole
-        return seconds

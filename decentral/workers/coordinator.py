@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -155,7 +155,7 @@ class Coordinator:
         if worker in self._heard:
             self._heard[worker] = self._clock()
 
-    def _changed(self, _members: Members, _gone: int) -> None:
+    def _changed(self, _members: Members) -> None:
         self._change.set()
         self._change = asyncio.Event()
 
@@ -213,7 +213,7 @@ class CoordinatorServer:
 
     async def _vote(self, request: Fields) -> Fields:
         decision = await self._coordinator.vote(_read(Ballot, request))
-        return {"outcome": decision.outcome, "members": _plain(decision.members)}
+        return {"outcome": decision.outcome, "members": _plain(decision.members), "now": _plain(decision.now)}
 
     async def _watch(self, request: Fields) -> Fields:
         return {"members": _plain(await self._coordinator.watch(_whole(request, "epoch")))}
@@ -263,7 +263,7 @@ def _batch(fields: Fields) -> tuple[int, int, list[Fields]]:
     return _whole(fields, "worker"), _whole(fields, "first"), records
 
 
-_KINDS = {"int": (int,), "str": (str,), "int | None": (int, type(None))}
+_KINDS = {"int": (int,), "str": (str,), "int | None": (int, type(None)), "tuple[int, ...]": (list,)}
 
 
 def _read(cls: type[Any], fields: Fields) -> Any:
@@ -271,16 +271,28 @@ def _read(cls: type[Any], fields: Fields) -> Any:
     wanted = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(cls)}
     if fields.keys() != wanted.keys() or any(type(fields[name]) not in kinds for name, kinds in wanted.items()):
         raise Refused(f"the request must have the fields {', '.join(wanted)}, each of its type")
-    return cls(**fields)
+    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    if any(type(item) is not int for items in tuples.values() for item in items):
+        raise Refused(f"{' and '.join(tuples)} must hold whole numbers alone")
+    return cls(**{**fields, **tuples})
 
 
 def _plain(members: Members) -> list[Any]:
-    return [members.epoch, list(members.ids), list(members.finished)]
+    guests = [[worker, sorted(channels)] for worker, channels in members.guests.items()]
+    admitted = [[channel, list(workers)] for channel, workers in members.admitted.items()]
+    return [members.epoch, list(members.ids), list(members.finished), list(members.departed), guests, admitted]
 
 
-def _members(fields: Mapping[str, Any]) -> Members:
-    epoch, ids, finished = fields["members"]
-    return Members(epoch, tuple(ids), tuple(finished))
+def _members(plain: Sequence[Any]) -> Members:
+    epoch, ids, finished, departed, guests, admitted = plain
+    return Members(
+        epoch,
+        tuple(ids),
+        tuple(finished),
+        tuple(departed),
+        {worker: frozenset(channels) for worker, channels in guests},
+        {channel: tuple(workers) for channel, workers in admitted},
+    )
 
 
 class CoordinatorClient:
@@ -294,16 +306,16 @@ class CoordinatorClient:
     async def join(self, entrant: Entrant, timeout_s: float) -> tuple[Members, list[Entrant]]:
         """Return the members and all entrants once everybody is there. Raises `RunError`, also when refused."""
         reply = await self._call("join", dataclasses.asdict(entrant), timeout_s)
-        return _members(reply), [Entrant(**fields) for fields in reply["entrants"]]
+        return _members(reply["members"]), [Entrant(**fields) for fields in reply["entrants"]]
 
     async def vote(self, ballot: Ballot, timeout_s: float) -> Decision:
         """Return the decision on the ballot's round."""
         reply = await self._call("vote", dataclasses.asdict(ballot), timeout_s)
-        return Decision(reply["outcome"], _members(reply))
+        return Decision(reply["outcome"], _members(reply["members"]), _members(reply["now"]))
 
     async def watch(self, epoch: int) -> Members:
         """Return the members once the epoch has advanced, or after a while the same ones."""
-        return _members(await self._call("watch", {"epoch": epoch}, WATCH_S + GRACE_S))
+        return _members((await self._call("watch", {"epoch": epoch}, WATCH_S + GRACE_S))["members"])
 
     async def report(self, first: int, records: Sequence[Record]) -> None:
         """Hand in this worker's records, its `first`-th and following."""

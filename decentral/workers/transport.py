@@ -92,11 +92,11 @@ class Transport:
         self._flights: dict[int, set[asyncio.Task[None]]] = {}
         self._server: Any = None
 
-    async def start(self, host: str) -> str:
-        """Listen on a free port of `host`; return the address. Raises `RunError`."""
+    async def start(self, host: str, port: int = 0) -> str:
+        """Listen on that port of `host` (0: a free one); return the address. Raises `RunError`."""
         handler = grpc.stream_unary_rpc_method_handler(self._receive)
         self._server, address = await rpc.serve(
-            SERVICE, {METHOD: handler}, host=host, port=0, keys=self._keys, max_message_bytes=2 * CHUNK
+            SERVICE, {METHOD: handler}, host=host, port=port, keys=self._keys, max_message_bytes=2 * CHUNK
         )
         return address
 

@@ -44,6 +44,7 @@ class RealWorld:
         self._loop = asyncio.get_running_loop()
         self._unreported: list[Record] = []
         self._reported = 0
+        self.layerwise = None  # an inner optimiser may clip by the norm of the whole gradient
 
     # -- the life of a worker ----------------------------------------------------------------------------------------
 
@@ -77,13 +78,13 @@ class RealWorld:
         """Tell peer and transport who is in the run, whenever that changes."""
         while True:
             try:
-                members = await self._coordinator.watch(peer.members.epoch)
+                members = await self._coordinator.watch(peer.everybody.epoch)
             except RunError:
                 await asyncio.sleep(RETRY_S)
                 continue
-            if members.epoch > peer.members.epoch:
+            if members.epoch > peer.everybody.epoch:
                 self._transport.admit({worker: contacts[worker] for worker in members})
-                peer.changed(members, set(peer.members) - set(members))
+                peer.changed(members)
 
     async def _report(self) -> None:
         """Hand in records as they come. What cannot be handed in now is kept: training does not depend on it."""

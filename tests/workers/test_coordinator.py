@@ -136,9 +136,20 @@ def test_votes_are_answered_when_the_round_is_decided() -> None:
             done, _ = await asyncio.wait([first], timeout=0.3)
             assert not done
             decision = await here.clients[1].vote(Ballot(1, "sync", 1, 0, 42), 10)
-            assert decision == await first == Decision("committed", Members(0, (0, 1)))
+            assert decision == await first == Decision("committed", Members(0, (0, 1)), Members(0, (0, 1)))
             votes = [here.clients[worker].vote(Ballot(worker, "sync", 2, 0, worker), 10) for worker in (0, 1)]
             assert [decision.outcome for decision in await asyncio.gather(*votes)] == ["skipped", "skipped"]
+
+    run(main())
+
+
+def test_a_group_settles_its_round_without_the_others() -> None:
+    async def main() -> None:
+        async with served(3) as here:
+            await here.join_all()
+            votes = [here.clients[worker].vote(Ballot(worker, "region", 1, 0, 42, (1, 2)), 10) for worker in (1, 2)]
+            decision = Decision("committed", Members(0, (1, 2)), Members(0, (0, 1, 2)))
+            assert await asyncio.gather(*votes) == [decision] * 2
 
     run(main())
 
@@ -261,6 +272,9 @@ NONSENSE = {
             "first": 0.5,
             "records": ["x"],
         }
+    ),
+    "a group of no numbers": msgpack.packb(
+        {"worker": 0, "channel": "sync", "round": 1, "epoch": -1, "digest": 7, "group": [0, "1"]}
     ),
     "no such record": msgpack.packb({"worker": 0, "first": 0, "records": [{"kind": "gossip"}]}),
     "record without its fields": msgpack.packb({"worker": 0, "first": 0, "records": [{"kind": "left"}]}),

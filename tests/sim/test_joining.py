@@ -1,0 +1,222 @@
+"""Workers that come into a run that has begun: they take over a state, hear what they miss, and then take part."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from decentral.config import Run
+from decentral.errors import ConfigError
+from decentral.fleet import Event, Fleet, WorkerGroup
+from decentral.journal import Joined, Synced, Trained
+from decentral.outcome import Outcome
+from decentral.protocols import (
+    CO2,
+    DDP,
+    DESLOC,
+    DiLoCo,
+    Gossip,
+    Int8,
+    LocalSGD,
+    NoLoCo,
+    SparseLoCo,
+    StreamingDiLoCo,
+    SyncRule,
+)
+from decentral.protocols.codecs import EF21, ErrorFeedback, PowerSGD, TopK
+from decentral.report.summary import summarize, summary_table
+from decentral.sim.simulate import simulate
+
+EQUAL: dict[str, SyncRule] = {
+    "ddp": DDP(),
+    "diloco": DiLoCo(period=3),
+    "diloco int8 ring": DiLoCo(period=3, codec=Int8(), all_reduce="ring"),
+    "diloco topk": DiLoCo(period=3, codec=ErrorFeedback(codec=TopK()), all_reduce="gather"),
+    "diloco by samples": DiLoCo(period=3, weighted=True),
+    "local_sgd": LocalSGD(period=4),
+    "sparse_loco": SparseLoCo(period=3),
+    "des_loc": DESLOC(period=2, codec=Int8()),
+    "streaming_diloco": StreamingDiLoCo(period=6, overlap=2),
+}
+"""Rules that end with equal replicas."""
+AT_ONCE: dict[str, SyncRule] = {"gossip": Gossip(period=3), "noloco": NoLoCo(period=3)}
+
+
+def run_of(
+    rule: SyncRule,
+    *events: Event,
+    workers: Sequence[WorkerGroup] = (WorkerGroup(count=4),),
+    steps: int = 40,
+    dimension: int = 64,
+    patience_s: float = 20.0,
+    **fleet: object,
+) -> Run:
+    inner = {"name": "adamw", "lr": 0.05} if isinstance(rule, DESLOC) else {"name": "sgd", "lr": 0.1, "momentum": 0.5}
+    return Run.model_validate(
+        {
+            "rule": rule,
+            "steps": steps,
+            "batch_size": 1,
+            "evaluate_every": 10,
+            "patience_s": patience_s,
+            "task": {"name": "quadratic", "dimension": dimension, "noise": 0.3},
+            "inner": inner,
+            "fleet": Fleet.model_validate({"workers": tuple(workers), "events": events, "detection_s": 0.1, **fleet}),
+        }
+    )
+
+
+def crash(at_s: float, worker: int) -> Event:
+    return Event(at_s=at_s, kind="crash", worker=worker)
+
+
+def join(at_s: float, worker: int) -> Event:
+    return Event(at_s=at_s, kind="join", worker=worker)
+
+
+def stays(outcome: Outcome, worker: int) -> list[str]:
+    return [left.reason for left in outcome.left() if left.worker == worker]
+
+
+def distinct(replicas: dict[int, Tensor]) -> int:
+    return len({values.numpy().tobytes() for values in replicas.values()})
+
+
+@pytest.mark.parametrize("rule", EQUAL.values(), ids=list(EQUAL))
+@pytest.mark.parametrize(("gone_s", "back_s"), [(0.5, 0.9), (0.3, 0.31), (0.62, 1.4)])
+def test_who_comes_back_ends_with_the_same_bits_as_everybody(rule: SyncRule, gone_s: float, back_s: float) -> None:
+    outcome = simulate(run_of(rule, crash(gone_s, 2), join(back_s, 2)))
+    assert stays(outcome, 2) == ["crashed", "finished"]
+    assert sorted(outcome.params) == [0, 1, 2, 3]
+    assert distinct(outcome.params) == 1
+    rounds = [record for record in outcome.records if isinstance(record, Synced)]
+    assert "skipped" not in {record.outcome for record in rounds}
+    took_part = [record for record in rounds if record.worker == 2 and record.time_s > back_s and 2 in record.members]
+    assert took_part, "it never took part"
+    last = max(record.time_s for record in rounds)
+    assert {len(record.members) for record in rounds if record.time_s == last} == {4}
+
+
+@pytest.mark.parametrize("rule", AT_ONCE.values(), ids=list(AT_ONCE))
+def test_in_gossip_who_comes_back_goes_on_from_its_hosts_model(rule: SyncRule) -> None:
+    outcome = simulate(run_of(rule, crash(0.5, 2), join(0.9, 2)))
+    assert stays(outcome, 2) == ["crashed", "finished"]
+    begun = next(r for r in outcome.records if isinstance(r, Trained) and r.worker == 2 and r.time_s > 0.9)
+    assert begun.step > 6  # where the others are, not where it was
+    assert any(
+        isinstance(r, Synced) and r.worker == 2 and r.time_s > 0.9 and len(r.members) > 1 for r in outcome.records
+    )
+    others = torch.stack([outcome.params[worker] for worker in (0, 1, 3)])
+    assert (outcome.params[2] - others.mean(dim=0)).norm() < 2 * (others - others.mean(dim=0)).norm(dim=1).max()
+
+
+def test_rounds_go_on_while_the_newcomer_takes_its_state() -> None:
+    """On a thin line the state takes several rounds, which share the host's line with it and do not stand still."""
+    rule = DiLoCo(period=10, codec=Int8())
+    thin = {"up_bps": 1e6, "down_bps": 1e6}
+    quiet = simulate(run_of(rule, crash(0.1, 3), steps=120, dimension=20_000, **thin))
+    joined = simulate(run_of(rule, crash(0.1, 3), join(0.6, 3), steps=120, dimension=20_000, **thin))
+    first = next(r for r in joined.records if isinstance(r, Synced) and 3 in r.members and r.time_s > 0.6)
+    assert first.round > 4
+    without = [r.time_s for r in quiet.records if isinstance(r, Synced) and r.worker == 0 and r.round == first.round]
+    assert first.time_s < 2 * without[0]
+    assert distinct(joined.params) == 1
+
+
+def test_a_host_that_gets_far_ahead_waits_for_its_guest() -> None:
+    """Data parallelism has a round a step: without a bound the means would pile up at the newcomer."""
+    run = run_of(DDP(), crash(0.1, 3), join(0.5, 3), steps=60, dimension=20_000, up_bps=1e7, down_bps=1e7)
+    outcome = simulate(run)
+    assert stays(outcome, 3) == ["crashed", "finished"]
+    assert distinct(outcome.params) == 1
+    assert any(isinstance(r, Synced) and r.members == (0, 1, 2, 3) and r.time_s > 0.5 for r in outcome.records)
+
+
+def test_late_starters_and_two_at_once() -> None:
+    groups = (WorkerGroup(count=2), WorkerGroup(count=2, start_s=0.7), WorkerGroup(start_s=1.1))
+    outcome = simulate(run_of(DiLoCo(period=3), workers=groups))
+    assert [record.time_s for record in outcome.records if isinstance(record, Joined)] == [0, 0, 0.7, 0.7, 1.1]
+    assert sorted(outcome.params) == [0, 1, 2, 3, 4]
+    assert distinct(outcome.params) == 1
+
+
+def test_time_alone_is_the_same() -> None:
+    run = run_of(DiLoCo(period=3), crash(0.5, 2), join(0.9, 2))
+    run = run.model_copy(update={"evaluate_every": 0, "norm_limit": 0.0})  # phantoms have no norms to hand over
+
+    def times(outcome: Outcome) -> list[tuple[float, int, str]]:
+        return [(r.time_s, r.worker, r.kind) for r in outcome.records]
+
+    assert times(simulate(run, timing_only=True)) == times(simulate(run))
+
+
+def test_the_closing_table_has_a_line_for_each_stay() -> None:
+    run = run_of(DiLoCo(period=3), crash(0.5, 2), join(0.9, 2), prices={"egress_dollars_per_gb": 0.1})
+    summary = summarize(run, run.make_task(), simulate(run))
+    assert [(row["worker"], row["reason"]) for row in summary["workers"] if row["worker"] in (1, 2)] == [
+        (1, "finished"),
+        (2, "crashed"),
+        (2, "finished"),
+    ]
+    assert summary_table(summary).row_count == 5
+
+
+def test_a_newcomer_whose_host_dies_finds_another_one() -> None:
+    for gone_s in (0.62, 0.7, 0.8, 0.95):
+        hosts = (crash(gone_s, 0), crash(gone_s, 1))
+        outcome = simulate(run_of(DiLoCo(period=3), crash(0.3, 3), join(0.6, 3), *hosts, dimension=2000, up_bps=1e6))
+        assert stays(outcome, 3)[-1] == "finished"
+        assert distinct(outcome.params) == 1
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_comes_and_goes_the_run_ends_and_replicas_agree(seed: int) -> None:
+    chance = random.Random(seed)
+    rule = chance.choice([rule for name, rule in EQUAL.items() if name != "streaming_diloco"])  # may end on a skip
+    size = chance.randint(3, 6)
+    events = [
+        Event(
+            at_s=round(chance.uniform(0, 3), 3), kind=chance.choice(["crash", "join"]), worker=chance.randrange(1, size)
+        )
+        for _ in range(chance.randint(2, 8))
+    ]
+    groups = [
+        WorkerGroup(speed=chance.choice([1, 0.7]), start_s=chance.choice([0, 0.7]) if i else 0) for i in range(size)
+    ]
+    line = chance.choice([1e4, 1e5, 1e8])
+    run = run_of(
+        rule,
+        *events,
+        workers=groups,
+        patience_s=chance.choice([3, 20]),
+        up_bps=line,
+        down_bps=line,
+        jitter=chance.choice([0, 0.2]),
+        detection_s=chance.choice([0.05, 0.5, 2]),
+    )
+    outcome = simulate(run)
+    last = [record for record in outcome.records if isinstance(record, Synced)][-1]
+    assert distinct(outcome.params) == 1 or last.outcome == "skipped"
+    assert line < 1e5 or last.outcome != "skipped"
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (CO2(period=2), "'co2' cannot take a worker into a run that has begun"),
+        (DiLoCo(codec=EF21(codec=TopK()), all_reduce="gather"), "builds on what all workers have sent before"),
+        (DDP(codec=PowerSGD()), "builds on what all workers have sent before"),
+    ],
+)
+def test_rules_and_codecs_that_cannot_take_newcomers_are_refused(rule: SyncRule, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_of(rule, join(1.0, 2)).check()
+
+
+def test_a_fleet_of_late_starters_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match="somebody must begin the run"):
+        run_of(DiLoCo(), workers=(WorkerGroup(count=2, start_s=1.0),)).check()
