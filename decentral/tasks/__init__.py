@@ -11,11 +11,17 @@ from decentral.loading import LoadError, load
 from decentral.task import Task
 from decentral.tasks.images import FashionMNIST
 from decentral.tasks.quadratic import Quadratic
+from decentral.tasks.stack import LayerStack
 from decentral.tasks.text import ByteGPT
 
-__all__ = ["TASKS", "ByteGPT", "FashionMNIST", "Quadratic", "load_task"]
+__all__ = ["TASKS", "ByteGPT", "FashionMNIST", "LayerStack", "Quadratic", "load_task"]
 
-TASKS: dict[str, type[Task]] = {"byte_gpt": ByteGPT, "fashion_mnist": FashionMNIST, "quadratic": Quadratic}
+TASKS: dict[str, type[Task]] = {
+    "byte_gpt": ByteGPT,
+    "fashion_mnist": FashionMNIST,
+    "layer_stack": LayerStack,
+    "quadratic": Quadratic,
+}
 """The built-in tasks by the name that run files use."""
 
 
