@@ -23,9 +23,9 @@ from cluster import cluster, crash
 from decentral.config import Run
 from decentral.fleet import WorkerGroup
 from decentral.journal import Left, Synced
+from decentral.naming import part_named
 from decentral.outcome import Outcome
 from decentral.protocols import RULES, SyncRule
-from decentral.protocols.naming import part_named
 from decentral.sim.simulate import simulate
 
 STORIES = sorted(Path(__file__).parent.joinpath("stories").glob("*.txt"))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from decentral.naming import part_named
 from decentral.protocols.a2cid2 import A2CiD2
 from decentral.protocols.ad_psgd import ADPSGD
 from decentral.protocols.adaptive_braking import AdaptiveBraking
@@ -43,21 +44,25 @@ from decentral.protocols.ef21_sgdm import EF21SGDM
 from decentral.protocols.factored_gossip import FactoredGossip
 from decentral.protocols.fedbuff import FedBuff
 from decentral.protocols.fedcompass import FedCompass
+from decentral.protocols.fedhyper import FedHyper
 from decentral.protocols.fedkseed import FedKSeed
+from decentral.protocols.fedspeed import FedSpeed
 from decentral.protocols.fragments import CUTS, Balanced, Buckets, Cut, Layers, Whole
 from decentral.protocols.gasloc import GASLoC
 from decentral.protocols.gossip import Gossip
 from decentral.protocols.gradient_coding import GradientCoding
+from decentral.protocols.graphs import Edges, Exponential, Ring, Torus
 from decentral.protocols.heloco import HeLoCo
 from decentral.protocols.hierarchical import HierarchicalDiLoCo
 from decentral.protocols.just_one_byte import JustOneByte
 from decentral.protocols.local_sgd import LocalSGD
 from decentral.protocols.m_sgc import MSGC
-from decentral.protocols.merge import MERGES, OUTERS, Mean, Merge, Nesterov, Outer, OuterSGD
+from decentral.protocols.merge import MERGES, Mean, Merge
 from decentral.protocols.modest import MoDeST
-from decentral.protocols.naming import part_named
 from decentral.protocols.noloco import NoLoCo
+from decentral.protocols.outer import OUTERS, Nesterov, Outer, OuterSGD
 from decentral.protocols.palsgd import PALSGD
+from decentral.protocols.pbt import PBT
 from decentral.protocols.robust import (
     CenteredClipping,
     GeometricMedian,
@@ -77,11 +82,12 @@ from decentral.protocols.sparse_loco import SparseLoCo, SparseMean
 from decentral.protocols.sparta import SPARTA
 from decentral.protocols.sr_sgc import SRSGC
 from decentral.protocols.streaming_diloco import StreamingDiLoCo
-from decentral.protocols.topology import TOPOLOGIES, All, Edges, Exponential, RandomGroups, Ring, Topology, Torus
+from decentral.protocols.topology import TOPOLOGIES, All, RandomGroups, Topology
 
 RULES: dict[str, type[SyncRule]] = {rule.name: rule for rule in (DDP, LocalSGD, DiLoCo, NoLoCo, Gossip, SingleMerge)}
 RULES.update({rule.name: rule for rule in (SGP, GASLoC, FactoredGossip, ADPSGD, A2CiD2, DADAO, MoDeST)})
 RULES.update({rule.name: rule for rule in (SlowMo, CO2, PALSGD, AutoLoCo, HierarchicalDiLoCo, SAVIC, DESLOC, MTDAO)})
+RULES.update({rule.name: rule for rule in (FedHyper, FedSpeed, PBT)})
 RULES.update({rule.name: rule for rule in (StreamingDiLoCo, EagerDiLoCo, SparseLoCo, DecoupledDiLoCo, SPARTA)})
 RULES.update({rule.name: rule for rule in (AsyncLocalSGD, FedBuff, FedCompass, DynamicBackupWorkers)})
 RULES.update({rule.name: rule for rule in (GradientCoding, SRSGC, MSGC, EF21SGDM, DeMo, Psyche, JustOneByte, FedKSeed)})
@@ -104,6 +110,7 @@ __all__ = [
     "MTDAO",
     "OUTERS",
     "PALSGD",
+    "PBT",
     "QSR",
     "RULES",
     "SAVIC",
@@ -136,7 +143,9 @@ __all__ = [
     "FactoredGossip",
     "FedBuff",
     "FedCompass",
+    "FedHyper",
     "FedKSeed",
+    "FedSpeed",
     "Float16",
     "Float32",
     "GASLoC",

@@ -8,16 +8,18 @@ import math
 import torch
 from pydantic import Field
 
-from decentral.errors import PeerGone
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import exchange, require_dense
+from decentral.protocols.edge_rates import EdgeRates, clocks
+from decentral.protocols.graphs import Ring
+from decentral.protocols.hosting import hear
 from decentral.protocols.merge import pull
-from decentral.protocols.poisson import EdgeRates, Meeting, Meetings, clocks, flow
+from decentral.protocols.poisson import Meeting, Meetings, flow
 from decentral.protocols.rounds import agreed_mean
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import Ring, TopologyField, both_ways, require_two
+from decentral.protocols.topology import TopologyField, both_ways, require_two
 from decentral.wire import Tag, signal
 
 
@@ -140,11 +142,4 @@ async def _all_done(peer: Peer) -> None:
     for other in others:
         peer.send(other, done, signal("done"))
     for other in others:
-        while True:
-            try:
-                await peer.recv(other, done)
-            except TimeoutError:
-                continue  # it is alive, and has local steps to do
-            except PeerGone:
-                pass
-            break
+        await hear(peer, other, done)

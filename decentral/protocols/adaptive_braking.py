@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from decentral.protocols.merge import OUTERS, Outer
+from decentral.protocols.outer import OUTERS, Outer
 
 
 class AdaptiveBraking(Outer):

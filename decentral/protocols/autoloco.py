@@ -6,7 +6,7 @@ from pydantic import Field
 
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Int8
-from decentral.protocols.merge import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Growing, Period
 

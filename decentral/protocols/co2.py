@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from decentral.peer import Peer
+from decentral.protocols.merge import length
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
@@ -30,6 +30,7 @@ class CO2(AllReduceRule):
     """
 
     name = "co2"
+    newcomers = "none"
     period: Period = Every(period=48)
     """Local steps between rounds (tau)."""
     alpha: float = Field(default=1.0, gt=0)
@@ -74,11 +75,6 @@ class CO2(AllReduceRule):
 
 
 def staleness(now: Tensor, then: Tensor, change: Tensor) -> float:
-    """Return the staleness gap max(1, |now - then| / |change|) of a change that was made from `then`, all `[n]`.
-
-    Rounded to six digits: machines that sum in another order must not come to other replicas.
-    """
-    if not isinstance(change, Tensor):  # phantoms have no norm
-        return 1.0
-    moved, length = (float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in (now - then, change))
-    return max(1.0, float(f"{moved / length:.6g}")) if length else 1.0
+    """Return the staleness gap max(1, |now - then| / |change|) of a change that was made from `then`, all `[n]`."""
+    changed = length(change)
+    return max(1.0, length(now - then) / changed) if changed else 1.0

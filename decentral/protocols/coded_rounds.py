@@ -12,7 +12,7 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.gradient_codes import Job, code_matrix
 from decentral.protocols.hosting import Push
-from decentral.protocols.merge import OuterField, OuterSGD
+from decentral.protocols.outer import OuterField, OuterSGD
 from decentral.protocols.server import Server
 from decentral.protocols.server_rule import ServerRule
 from decentral.replica import BatchId

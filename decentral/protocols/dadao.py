@@ -14,10 +14,12 @@ from decentral.members import Members
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import exchange, require_dense
+from decentral.protocols.edge_rates import Clocks, EdgeRates, clocks
+from decentral.protocols.graphs import Ring
 from decentral.protocols.merge import pull
-from decentral.protocols.poisson import Clocks, EdgeRates, Meeting, Meetings, arrivals, clocks
+from decentral.protocols.poisson import Meeting, Meetings, arrivals
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.topology import Ring, TopologyField, both_ways, require_two
+from decentral.protocols.topology import TopologyField, both_ways, require_two
 
 STATE = ("x", "x_slow", "y", "y_slow", "z", "z_slow")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor
 
+from decentral.peer import Peer
 from decentral.protocols.hosting import Push
 from decentral.protocols.merge import mean
 from decentral.protocols.schedule import FixedPeriod
@@ -16,6 +18,8 @@ from decentral.protocols.server_rule import LocalStepsRule
 
 ROUNDS_KEPT = 5
 """Rounds over which what is known of gradients is averaged (D)."""
+AS_GOOD = 1e-3
+"""Share of the best gain a second that may be missed to hear more workers: the server's own is always a bit ahead."""
 
 
 class DynamicBackupWorkers(LocalStepsRule):
@@ -25,7 +29,9 @@ class DynamicBackupWorkers(LocalStepsRule):
         N = |gbar|^2 - V / k;   gain(k) = (eta - L eta^2 / 2) N - (L eta^2 / 2) V / k
         k <- argmax_k gain(k) / time(k),   all workers if there is no gain
 
-    Xu et al., arXiv 2004.14696, from memory of the paper. A push is the change of H local steps. There the curvature L
+    Xu et al., arXiv 2004.14696, from memory of the paper. A push is the change of H local steps; eta is the same for
+    every k. A round is H local steps for everybody: a worker that comes too late for some has missed these steps, and
+    all end with the last round, so that nobody pushes alone when the others have done theirs. There the curvature L
     comes from the workers' losses; here, where losses do not travel, from how the mean turns: on a quadratic
     E<gbar', gbar> = N - eta L |gbar|^2. time(k), of the k-th push since the round began, is a running mean over rounds
     after one of as many pushes (over all rounds, where there was none), and does not fall as k grows; there it is a fit
@@ -38,6 +44,17 @@ class DynamicBackupWorkers(LocalStepsRule):
     lr: float = Field(default=1.0, gt=0)
     """Server learning rate (eta)."""
 
+    def first_assignment(self) -> int:
+        """Return the number of a round's first local step, counted from 1."""
+        return 1
+
+    def next_assignment(self, server: Server, worker: int) -> int:
+        return server.done + 1 if server.done < server.total else 0
+
+    async def work(self, peer: Peer, anchor: Tensor, assigned: int) -> Tensor | None:
+        peer.miss(assigned - 1 - peer.step)
+        return await super().work(peer, anchor, self.period)
+
     async def serve(self, server: Server) -> None:
         known = _Known(self.lr)
         quorum, before = len(server.peer.members), 0
@@ -46,7 +63,7 @@ class DynamicBackupWorkers(LocalStepsRule):
             began_s = server.peer.now()
             while len(pushes) < quorum and (push := await server.push()) is not None:
                 if push.staleness:
-                    server.dispatch(push.worker, self.period)
+                    server.dispatch(push.worker, self.next_assignment(server, push.worker))
                     continue
                 pushes.append(push)
                 known.took(len(pushes), before, server.peer.now() - began_s)
@@ -58,7 +75,7 @@ class DynamicBackupWorkers(LocalStepsRule):
             server.model.sub_(gradient, alpha=self.lr)
             server.updated([push.worker for push in pushes])
             for push in pushes:
-                server.dispatch(push.worker, self.period)
+                server.dispatch(push.worker, self.next_assignment(server, push.worker))
             if isinstance(gradient, Tensor):  # phantoms say nothing of themselves: wait for all
                 known.saw(gradient, [push.values for push in pushes])
                 quorum = known.quorum(before)
@@ -69,7 +86,8 @@ class _Known:
 
     def __init__(self, lr: float) -> None:
         self._lr = lr
-        self._rounds: deque[tuple[float, float, float]] = deque(maxlen=ROUNDS_KEPT)  # N, V, L
+        self._rounds: deque[tuple[float, float]] = deque(maxlen=ROUNDS_KEPT)  # N, V
+        self._curvatures: deque[float] = deque(maxlen=ROUNDS_KEPT)  # L, since the second round
         self._last: tuple[Tensor, float] | None = None  # gbar and its N
         self._time_s: dict[tuple[int, int], float] = {}  # by count, and count of the round before (0: whatever it was)
 
@@ -87,16 +105,15 @@ class _Known:
         else:
             variance = self._rounds[-1][1] if self._rounds else 0.0
         norm = max(square - variance / count, 0.0)
-        curvature = self._rounds[-1][2] if self._rounds else 0.0
         if self._last is not None and (before := float(self._last[0] @ self._last[0])) > 0:
-            curvature = (self._last[1] - float(gradient @ self._last[0])) / (self._lr * before)
-        self._rounds.append((norm, variance, max(curvature, 0.0)))
+            self._curvatures.append((self._last[1] - float(gradient @ self._last[0])) / (self._lr * before))
+        self._rounds.append((norm, variance))
         self._last = (gradient, norm)
 
     def quorum(self, before: int) -> int:
         """Return how many pushes the round after one of `before` waits for."""
-        norm, variance, curvature = (sum(column) / len(self._rounds) for column in zip(*self._rounds, strict=True))
-        half = curvature * self._lr**2 / 2
+        norm, variance = (sum(column) / len(self._rounds) for column in zip(*self._rounds, strict=True))
+        half = max(sum(self._curvatures) / max(len(self._curvatures), 1), 0.0) * self._lr**2 / 2
         counts = range(1, max(self._time_s)[0] + 1)
         gains = [(self._lr - half) * norm - half * variance / count for count in counts]
         times_s = [self._time_s.get((count, before), self._time_s[count, 0]) for count in counts]
@@ -104,16 +121,13 @@ class _Known:
 
 
 def best_quorum(gains: Sequence[float], times_s: Sequence[float]) -> int:
-    """Return the k in 1 .. n with the most gain a second, all n if none gains; on a tie the largest.
+    """Return the k in 1 .. n with the most gain a second, of those as good the largest; all n if none gains.
 
     `gains[k - 1]` and `times_s[k - 1]` are those of a round of k pushes; a time counts as at least that of fewer.
     """
     if max(gains) <= 0:
         return len(gains)
-    best, best_rate, time_s = len(gains), 0.0, 0.0
-    for count, (gain, seconds) in enumerate(zip(gains, times_s, strict=True), start=1):
-        time_s = max(time_s, seconds)
-        rate = gain / max(time_s, 1e-9)
-        if rate >= best_rate:
-            best, best_rate = count, rate
-    return best
+    at_least_s = itertools.accumulate(times_s, max)
+    rates = [gain / max(seconds, 1e-9) for gain, seconds in zip(gains, at_least_s, strict=True)]
+    enough = (1 - AS_GOOD) * max(rates)
+    return max(count for count, rate in enumerate(rates, start=1) if rate >= enough)

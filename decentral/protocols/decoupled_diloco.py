@@ -9,7 +9,7 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.fragments import Balanced, CutField, require_partition
 from decentral.protocols.learner import Learner
-from decentral.protocols.merge import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
 from decentral.state import Layout

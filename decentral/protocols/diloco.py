@@ -5,7 +5,7 @@ from __future__ import annotations
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.collectives import FOLDING
-from decentral.protocols.merge import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.merge import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
@@ -22,6 +22,7 @@ class EagerDiLoCo(AllReduceRule):
     """
 
     name = "eager_diloco"
+    newcomers = "none"
     period: Period = Every(period=30)
     """Local steps between rounds (H), which hide the transfer."""
     outer: OuterField = Nesterov(lr=0.4)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import conclude, exchange, offer, require_dense
-from decentral.protocols.merge import Nesterov, OuterField, pull
+from decentral.protocols.merge import pull
+from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
 from decentral.protocols.topology import RandomGroups, TopologyField, require_two

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.protocols.async_local_sgd import AsyncRule
-from decentral.protocols.merge import OuterField, OuterSGD
+from decentral.protocols.outer import OuterField, OuterSGD
 from decentral.protocols.server import Server
 
 

@@ -91,12 +91,15 @@ class FedCompass(LocalStepsRule):
 
     def _update(self, server: Server, pushes: list[Push]) -> None:
         for push in sorted(pushes, key=lambda push: push.worker):
-            share = self.alpha * (1 + push.staleness) ** -self.discount / len(server.peer.cohort)
+            staleness = server.version - push.version  # a push may have waited while others were taken up
+            share = self.alpha * (1 + staleness) ** -self.discount / len(server.peer.cohort)
             server.model.sub_(push.values, alpha=share)
         server.updated([push.worker for push in pushes])
 
     def _assign(self, server: Server, groups: list[Group], worker: int) -> None:
-        """Find the worker a group, or begin one with it, and send it out."""
+        """Find the worker a group, or begin one with it, and send it out, if it has steps left."""
+        if not server.left(worker):
+            return
         now, step_s = server.peer.now(), server.step_s
         if worker not in step_s:
             server.dispatch(worker, self.shortest)

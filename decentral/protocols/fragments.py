@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
+from decentral.naming import part_named
 from decentral.part import Part
-from decentral.protocols.naming import part_named
 from decentral.state import Layout
 
 
@@ -35,6 +35,19 @@ class Fragment:
             for entry in layout.entries
             if entry.start < stop and start < entry.stop
         ]
+
+    def cut(self, others: Sequence[Fragment]) -> list[Fragment]:
+        """Return what it has in common with each of the others that it meets, in their order."""
+        common = [
+            tuple(
+                (max(start, first), min(stop, last))
+                for start, stop in self.spans
+                for first, last in other.spans
+                if start < last and first < stop
+            )
+            for other in others
+        ]
+        return [Fragment(spans) for spans in common if spans]
 
     def read(self, flat: Tensor) -> Tensor:
         """Return the fragment's elements `[size]`: a view if it is one span, a copy if it is several."""

@@ -43,6 +43,7 @@ class Gossip(SyncRule):
     """
 
     name = "gossip"
+    newcomers = "at once"
     period: Period = Every(period=50)
     """Local steps between exchanges (H)."""
     topology: TopologyField = RandomGroups()

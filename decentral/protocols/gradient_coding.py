@@ -40,5 +40,6 @@ class GradientCoding(CodedRounds):
         for worker, weight in zip(peer.cohort, self.code(peer)[peer.cohort.rank(peer.id)].tolist(), strict=True):
             if weight:
                 await self.add_gradient(peer, coded, BatchId(worker, assigned - 1), weight)
+        peer.miss(assigned - 1 - peer.step)
         await self.count_steps(peer, max(assigned, peer.step + 1))
         return coded

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from decentral.protocols.merge import OUTERS, Outer
+from decentral.protocols.outer import OUTERS, Outer
+from decentral.protocols.robust import inner_products
 
 
 class HeLoCo(Outer):
@@ -44,20 +45,18 @@ class HeLoCo(Outer):
         anchor.sub_(gradient, alpha=self.lr).sub_(momentum, alpha=self.lr * self.momentum)
 
     def _corrected(self, gradient: Tensor, momentum: Tensor) -> Tensor:
-        length, usual = (float(torch.linalg.vector_norm(each)) for each in (gradient, momentum))
+        products = inner_products([gradient, momentum])
+        length, usual = products.diagonal().sqrt().tolist()
         if length == 0 or usual == 0:
             return gradient
-        along = momentum / usual
-        cosine = float(along @ gradient) / length
+        # Who sums in another order must come to the same replica: what sums decide is rounded.
+        cosine, ratio = round(float(products[0, 1]) / (length * usual), 7), float(f"{length / usual:.7g}")
         if cosine >= self.agree:
             return gradient
-        across = gradient - cosine * length * along
         if cosine < 0:
-            return across
-        sine = (1 - self.agree**2) ** 0.5
-        return along.mul_(length * self.agree).add_(
-            across, alpha=length * sine / float(torch.linalg.vector_norm(across))
-        )
+            return gradient.sub(momentum, alpha=cosine * ratio)
+        share = ((1 - self.agree**2) / (1 - cosine**2)) ** 0.5  # of what lies across the momentum
+        return gradient.mul(share).add_(momentum, alpha=ratio * (self.agree - cosine * share))
 
 
 OUTERS[HeLoCo.name] = HeLoCo

@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 
 from pydantic import PositiveInt
-from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import Float32
-from decentral.protocols.collectives import exchange
-from decentral.protocols.merge import Nesterov, OuterField, OuterSGD, mean
-from decentral.protocols.rounds import AllReduceRule
+from decentral.protocols.outer import Nesterov, OuterField, OuterSGD
+from decentral.protocols.rounds import AllReduceRule, Round
 from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import both_ways
 
 
 class HierarchicalDiLoCo(AllReduceRule):
@@ -24,13 +21,14 @@ class HierarchicalDiLoCo(AllReduceRule):
         all:        anchor <- outer(anchor, mean_i (anchor - theta_i));   theta_i, anchor_r <- anchor
 
     DiLoCo (arXiv 2311.08105) on two levels, synchronous on both; the two levels with outer momentum are those of HALoS
-    (arXiv 2506.04531), which is asynchronous. Inside a region, where links are fast, updates go in float32 from each to
-    each, and are taken by all or by none, like gossip: if a worker dies in between, a region may be apart until the
-    next round of all, which ends with equal replicas. `codec`, `all_reduce` and `merge` are for the rounds of all.
-    Regions count by their workers. One worker a region is DiLoCo with phases of R H steps.
+    (arXiv 2506.04531), which is asynchronous. A region settles rounds of its own: whoever dies, its workers have the
+    same anchor_r and momentum, and no other region notices. Its links are fast, so updates go in float32 by butterfly;
+    `codec`, `all_reduce` and `merge` are for the rounds of all. Regions count by their workers. One worker a region is
+    DiLoCo with phases of R H steps.
     """
 
     name = "hierarchical"
+    newcomers = "none"
     period: Period = Every(period=50)
     """Local steps between rounds inside a region (H)."""
     rounds: PositiveInt = 10
@@ -54,28 +52,21 @@ class HierarchicalDiLoCo(AllReduceRule):
     async def run(self, peer: Peer) -> None:
         anchor, momentum = peer.slot("anchor", peer.params), peer.slot("momentum")
         own_anchor, own_momentum = peer.slot("region.anchor", peer.params), peer.slot("region.momentum")
+        region = self._region(peer)
         while await peer.train(self.period.steps(peer)):
-            round_ = peer.next_round("region")
-            own_mean = await self._region_mean(peer, own_anchor - peer.params, round_)
-            if own_mean is not None:
-                self.region_outer.step(own_anchor, own_mean, own_momentum)
+            round_ = Round(peer, Float32(), channel="region", group=region)
+            round_.contribute(own_anchor - peer.params)
+            means = await round_.settle()
+            if means is not None:
+                self.region_outer.step(own_anchor, means[0], own_momentum)
                 peer.params.copy_(own_anchor)
-            if round_ % self.rounds and peer.steps_left:
+            if round_.number % self.rounds and peer.steps_left:
                 continue
-            mean_of_all = await self.agreed_mean(peer, anchor - peer.params)
-            if mean_of_all is not None:
-                self.outer.step(anchor, mean_of_all, momentum)
+            mean = await self.agreed_mean(peer, anchor - peer.params)
+            if mean is not None:
+                self.outer.step(anchor, mean, momentum)
                 own_anchor.copy_(anchor)
                 peer.params.copy_(anchor)
-
-    async def _region_mean(self, peer: Peer, change: Tensor, round_: int) -> Tensor | None:
-        """Return the mean of the region's changes `[P]`, the same bits for all of them; None if it failed."""
-        others = [worker for worker in self._region(peer) if worker != peer.id and worker in peer.members]
-        heard = await exchange(peer, both_ways(tuple(others)), change, Float32(), channel="region", round_=round_)
-        if heard is None:
-            return None
-        heard[peer.id] = change
-        return mean([heard[worker] for worker in sorted(heard)])
 
     def _region(self, peer: Peer) -> tuple[int, ...]:
         """Return the workers of the peer's region, ascending."""

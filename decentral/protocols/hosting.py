@@ -23,12 +23,14 @@ GLOBALS = Float32()
 class Push(NamedTuple):
     """What a worker has pushed to a server: `values` as decoded, float32, ours to change.
 
-    It is what was `assigned` (0: by another server); `staleness` updates and `elapsed_s` seconds have passed since.
+    It is what was `assigned` (0: by another server) with the model of that `version` (-1: another server's);
+    `staleness` updates and `elapsed_s` seconds have passed since, when the server takes it.
     """
 
     worker: int
     values: Tensor
     assigned: int
+    version: int
     staleness: int
     elapsed_s: float
 

@@ -90,6 +90,7 @@ class MSGC(SequentialCoding):
                     if batch.step < total:
                         await self.add_gradient(peer, push[part], batch, weight)
         over = number > math.ceil(total / pieces.span) + self.delay
+        peer.miss(min((number - 1) * pieces.span, total - 1) - peer.step)
         await self.count_steps(peer, total if over else min(number * pieces.span, total - 1))
         return push
 

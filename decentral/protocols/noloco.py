@@ -8,7 +8,8 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import conclude, offer, require_dense
-from decentral.protocols.merge import consensus_momentum, mean
+from decentral.protocols.merge import mean
+from decentral.protocols.outer import consensus_momentum
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
 from decentral.protocols.topology import RandomGroups, require_two
@@ -28,6 +29,7 @@ class NoLoCo(SyncRule):
     """
 
     name = "noloco"
+    newcomers = "at once"
     period: Period = Every(period=50)
     """Local steps between rounds (m)."""
     alpha: float = Field(default=0.5, ge=0, lt=1)

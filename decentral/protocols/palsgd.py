@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decentral.peer import Peer
-from decentral.protocols.merge import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
@@ -31,7 +31,7 @@ class PALSGD(AllReduceRule):
     probability: float = Field(default=0.1, ge=0, lt=1)
     """Chance that a step is a pull (p)."""
     alpha: float = Field(default=1.0, ge=0)
-    """Strength of the pull, in inner learning rates for each gradient step; one pull goes to the anchor at most."""
+    """Strength of the pull, in inner learning rates for each step of either kind; one goes to the anchor at most."""
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)

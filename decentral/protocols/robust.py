@@ -128,7 +128,7 @@ class GeometricMedian(Merge):
         _require(self, workers, 3, liars=1)
 
     def merge(self, contributions: Sequence[Tensor], center: Tensor | None) -> Tensor:
-        gram = _gram(contributions)
+        gram = inner_products(contributions)
         least = SMOOTHING * gram.diagonal().sqrt().median().clamp_min(TINY)
         others = _squared_distances(gram).sqrt().sort(dim=1).values  # the first is the distance to itself, 0
         nearness = others[:, len(contributions) // 2].clamp_min(least).reciprocal()
@@ -165,7 +165,7 @@ class CenteredClipping(Merge):
         if count == 1:
             return contributions[0].clone()
         points = [*contributions, center]
-        gram = _gram(points)
+        gram = inner_products(points)
         weights = torch.zeros_like(gram[-1])
         weights[-1] = 1
         for _ in range(self.loops):
@@ -206,7 +206,7 @@ class NearestNeighborMixing(Merge):
     def merge(self, contributions: Sequence[Tensor], center: Tensor | None) -> Tensor:
         count = len(contributions)
         near = count - min(self.liars, (count - 1) // 2)
-        order = _squared_distances(_gram(contributions)).sqrt().float().sort(dim=1, stable=True).indices
+        order = _squared_distances(inner_products(contributions)).sqrt().float().sort(dim=1, stable=True).indices
         mixed = [mean([contributions[worker] for worker in sorted(row[:near])]) for row in order.tolist()]
         return self.then.merge(mixed, None)
 
@@ -261,7 +261,7 @@ def _in_order(rows: list[Tensor]) -> list[Tensor]:
     return rows
 
 
-def _gram(contributions: Sequence[Tensor]) -> Tensor:
+def inner_products(contributions: Sequence[Tensor]) -> Tensor:
     """Return all inner products, `[n, n]` float64: the square of 1e30 is beyond float32."""
     count = len(contributions)
     gram = torch.zeros(count, count, dtype=torch.float64, device=contributions[0].device)
@@ -297,7 +297,7 @@ def _combined(contributions: Sequence[Tensor], weights: Tensor) -> Tensor:
 def _by_krum(contributions: Sequence[Tensor], liars: int) -> list[int]:
     """Return the places of the contributions by their score, the best first and of equals the lower first."""
     nearest = max(0, len(contributions) - liars - 2)
-    ordered = _squared_distances(_gram(contributions)).sort(dim=1).values
+    ordered = _squared_distances(inner_products(contributions)).sort(dim=1).values
     scores = ordered[:, 1 : 1 + nearest].sum(dim=1)  # the first is the distance to itself
     best_first: list[int] = scores.sqrt().float().argsort(stable=True).tolist()
     return best_first

@@ -13,8 +13,9 @@ from decentral.protocols.schedule import Every, Period
 class SAVIC(AllReduceRule):
     """Every H local steps the parameters are averaged, and so are the gradients that scale the steps until the next.
 
-        theta_i <- inner_optimiser(theta_i, g_i / D)                             H times, with the same D everywhere
-        D^2 <- beta_t D^2 + (1 - beta_t) (mean_i g_i)^2;   D <- max(alpha, D);   beta_t = (beta - beta^t) / (1 - beta^t)
+        theta_i <- inner_optimiser(theta_i, g_i / D)              H times, with the same D everywhere
+        V <- beta_t V + (1 - beta_t) (mean_i g_i)^2;              D = max(alpha, sqrt(V))
+        beta_t = (beta - beta^t) / (1 - beta^t)
 
     Chezhegov et al., arXiv 2406.00846, from memory of the paper, with Adam's beta_t, t counting the rounds from 1, and
     global scaling: g_i is a worker's gradient at the last step of its phase. The paper's linear rule with Hessian
@@ -23,6 +24,7 @@ class SAVIC(AllReduceRule):
     """
 
     name = "savic"
+    newcomers = "none"
     period: Period = Every(period=20)
     """Local steps between rounds (H)."""
     beta: float = Field(default=0.99, ge=0, lt=1)

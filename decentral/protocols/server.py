@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,8 +35,7 @@ class Server:
 
     def __init__(self, rule: ServerRule, peer: Peer, model: Tensor) -> None:
         self._rule, self._codec = rule, rule.push_codec(peer)
-        self._total = peer.step + peer.steps_left
-        self._arrived: deque[tuple[Push, int]] = deque()  # and the version that its worker began with
+        self._arrived: deque[Push] = deque()
         self._news = asyncio.Event()
         first = peer.id == min(peer.cohort)
         dispatched = _Dispatch(0, peer.now(), rule.first_assignment()) if first else _Dispatch(-1, peer.now(), 0)
@@ -45,8 +45,12 @@ class Server:
         self._norms = UsualNorms(peer.norm_limit)
         self._packet: Packet | None = None
         self.peer = peer
+        self.total = peer.step + peer.steps_left
+        """Local steps of each worker in the run."""
         self.began = peer.step
         """Local steps that our own worker had done when we began."""
+        self.done = peer.step
+        """Local steps that most of those had done whose pushes the updates are made of."""
         self.model = peer.slot("global", model)
         self.version = 0
         self.step_s: dict[int, float] = {}
@@ -56,9 +60,9 @@ class Server:
         """Serve until nobody is out; then send everybody the model."""
         listening = [self.peer.spawn(self._listen(worker)) for worker in self.peer.members]
         await self._rule.serve(self)
-        for worker, steps in sorted(self._steps.items()):
-            if worker in self.peer.members and steps >= self._total:
-                self._send(worker, 1)
+        for worker in sorted(set(self._steps) - set(self._out)):
+            if worker in self.peer.members:
+                self._send(worker, self.total + 1)  # a step that nobody has left
         for listener in listening:
             listener.cancel()
 
@@ -70,7 +74,11 @@ class Server:
     @property
     def expected(self) -> set[int]:
         """Workers of whom a push is here and not taken, or may still come."""
-        return {*self._out, *(push.worker for push, _ in self._arrived)}
+        return {*self._out, *(push.worker for push in self._arrived)}
+
+    def left(self, worker: int) -> int:
+        """Return how many local steps a worker still has to do; 0 if it has gone."""
+        return max(0, self.total - self._steps.get(worker, 0)) if worker in self.peer.members else 0
 
     async def push(self, until_s: float = math.inf) -> Push | None:
         """Return the next push; None at time `until_s`, and when none can come because all wait or have finished."""
@@ -84,21 +92,20 @@ class Server:
                 await asyncio.wait([news], timeout=None if left_s == math.inf else left_s)
             finally:
                 news.cancel()
-        push, version = self._arrived.popleft()
-        return push._replace(staleness=self.version - version)
+        push = self._arrived.popleft()
+        return push._replace(staleness=self.version - push.version)
 
     def dispatch(self, worker: int, assigned: int, model: Tensor | None = None) -> None:
-        """Send a worker the model, or another one, and what it is to do, at least 1.
-
-        Does nothing if the worker has gone or has spent its budget.
-        """
-        if worker in self.peer.members and self._steps.get(worker, 0) < self._total:
+        """Send a worker the model, or another one, and what it is to do; not if that is 0 or it has no steps left."""
+        if assigned and self.left(worker):
             self._out[worker] = _Dispatch(self.version, self.peer.now(), assigned)
             self._send(worker, assigned, model)
 
     def updated(self, workers: Sequence[int], outcome: str = "committed") -> None:
         """The model has changed (or, `outcome` "skipped", has not) by what these workers pushed: journal it."""
         self.version += 1
+        if workers:
+            self.done = max(self.done, statistics.median_high(self._steps[worker] for worker in workers))
         self._packet = None
         self.peer.ended_round(f"server {self.peer.id}", self.version, outcome, sorted(workers))
 
@@ -136,7 +143,7 @@ class Server:
             if packet.codec != SIGNAL:
                 values = self._codec.decode(packet, self.model)
                 self._norms.require(values)
-                self._arrived.append((Push(worker, values, out.assigned, 0, elapsed_s), out.version))
+                self._arrived.append(Push(worker, values, out.assigned, out.version, 0, elapsed_s))
                 return
         except FrameError as error:
             self.peer.refuse(worker, error)

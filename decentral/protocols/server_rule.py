@@ -65,7 +65,7 @@ class ServerRule(SyncRule):
         """Return what every worker is assigned at the beginning, at least 1."""
 
     def next_assignment(self, server: Server, worker: int) -> int:
-        """Return what a worker shall do now, such as one whose push was lost."""
+        """Return what a worker shall do now, such as one whose push was lost; 0: nothing until the run ends."""
         return self.first_assignment()
 
     @abstractmethod

@@ -11,9 +11,10 @@ from decentral.errors import PeerGone
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import require_dense
+from decentral.protocols.graphs import Exponential
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import Exponential, Links, TopologyField, require_two
+from decentral.protocols.topology import Links, TopologyField, require_two
 from decentral.wire import FrameError, Packet, Tag
 
 UNIT = 1 << 40

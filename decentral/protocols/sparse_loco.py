@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from decentral.protocols.codecs import CodecField, ErrorFeedback, TopK
 from decentral.protocols.collectives import AllReduce
 from decentral.protocols.diloco import DiLoCo
-from decentral.protocols.merge import MERGES, Merge, MergeField, OuterField, OuterSGD, mean
+from decentral.protocols.merge import MERGES, Merge, MergeField, length, mean
+from decentral.protocols.outer import OuterField, OuterSGD
 from decentral.protocols.schedule import Every, Period
 
 
@@ -27,6 +28,7 @@ class SparseMean(Merge):
     """
 
     name = "sparse_mean"
+    whole: ClassVar[bool] = True
     clip: bool = True
     """Scale long contributions down to the median norm."""
     normalise: Literal["workers", "contributors"] = "workers"
@@ -45,7 +47,7 @@ class SparseMean(Merge):
 
 
 def _clipped_to_median(contributions: Sequence[Tensor]) -> list[Tensor]:
-    norms = [float(torch.linalg.vector_norm(each)) for each in contributions]
+    norms = [length(each) for each in contributions]
     median = statistics.median_low(norms)
     return [each * (median / norm) if norm > median else each for each, norm in zip(contributions, norms, strict=True)]
 

@@ -32,6 +32,7 @@ class SPARTA(AllReduceRule):
     """
 
     name = "sparta"
+    newcomers = "none"
     period: Period = Every(period=1)
     """Local steps between rounds."""
     rate: float = Field(default=0.005, gt=0, le=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from pydantic import Field
 from torch import Tensor
@@ -12,9 +14,10 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import E3M0, CodecField
 from decentral.protocols.collectives import AllReduce
 from decentral.protocols.fragments import CutField, Fragment, Layers, Whole, require_partition
-from decentral.protocols.merge import Nesterov, OuterField
-from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import FixedPeriod, Staggered
+from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.rounds import AllReduceRule, Round
+from decentral.protocols.schedule import FixedPeriod
+from decentral.protocols.staggered import Staggered
 from decentral.state import Layout
 
 
@@ -40,6 +43,8 @@ class StreamingDiLoCo(AllReduceRule):
     """Local steps between two rounds of a fragment (H)."""
     fragments: CutField = Layers()
     """How the model is cut; three layers a fragment, strided, as in the paper."""
+    buckets: CutField = Whole()
+    """Pieces in which a fragment travels, each as soon as it is final: "whole" fragments, or "layers"."""
     overlap: int = Field(default=1, ge=0)
     """Local steps from sending a fragment to taking its mean (tau), which hide the transfer; the paper advises <= 5."""
     alpha: float = Field(default=0.5, ge=0, le=1)
@@ -51,7 +56,7 @@ class StreamingDiLoCo(AllReduceRule):
 
     @property
     def pieces(self) -> bool:
-        return not isinstance(self.fragments, Whole)
+        return not (isinstance(self.fragments, Whole) and isinstance(self.buckets, Whole))
 
     def check(self, workers: int) -> None:
         super().check(workers)
@@ -62,54 +67,88 @@ class StreamingDiLoCo(AllReduceRule):
             )
 
     def check_layout(self, layout: Layout) -> None:
-        require_partition(self.fragments.split(layout), layout)
+        for cut in (self.fragments, self.buckets):
+            require_partition(cut.split(layout), layout)
 
     async def run(self, peer: Peer) -> None:
         fragments = self.fragments.split(peer.layout)
         schedule = Staggered(len(fragments), self.period)
-        stream = _Stream(self, peer, fragments)
-        while await peer.train(min(schedule.steps(peer.step), stream.steps_to_landing)):
-            for index in schedule.due(peer.step):
-                stream.send(index)
-            await stream.land(self.alpha)
-        await stream.land(self.alpha, everything=True)
-        for index in stream.unsent():
-            stream.send(index)
-        await stream.land(0.0, everything=True)
+        stream = _Stream(self, peer, fragments, self.buckets.split(peer.layout))
+        while peer.steps_left:
+            steps = min(schedule.steps(peer.step), stream.steps_to_landing, peer.steps_left)
+            await stream.train(steps, schedule.due(peer.step + steps))
+        await stream.land_all(self.alpha)
+        stream.send(stream.unsent())
+        await stream.land_all(0.0)
         stream.take_anchors()
 
 
 class _Stream:
     """One worker's fragments: when they were sent, which of them are in flight."""
 
-    def __init__(self, rule: StreamingDiLoCo, peer: Peer, fragments: list[Fragment]) -> None:
+    def __init__(
+        self, rule: StreamingDiLoCo, peer: Peer, fragments: Sequence[Fragment], buckets: Sequence[Fragment]
+    ) -> None:
         self._rule, self._peer, self._fragments = rule, peer, fragments
+        self._pieces = [fragment.cut(buckets) for fragment in fragments]
         self._anchor = peer.slot("anchor", peer.params)
         self._momentum = peer.slot("momentum")
         self._sent_at: dict[int, int] = {}
+        self._rounds: dict[int, Round] = {}  # of fragments of which some pieces are on their way
         self._flights: dict[int, asyncio.Task[list[Tensor] | None]] = {}
 
     @property
     def steps_to_landing(self) -> int:
-        """Local steps until the next mean is to be taken; the whole budget if nothing is in flight."""
-        lands = [self._sent_at[index] + self._rule.overlap for index in self._flights]
-        return min(lands, default=self._peer.step + self._peer.steps_left) - self._peer.step
+        """Local steps until the next mean is to be taken that need not be taken now; all that are left if none is."""
+        lands = [self._steps_to_landing(index) for index in self._flights]
+        return min([steps for steps in lands if steps > 0], default=self._peer.steps_left)
 
-    def send(self, index: int) -> None:
-        fragment = self._fragments[index]
-        delta = fragment.read(self._anchor) - fragment.read(self._peer.params)
-        self._flights[index] = self._rule.launch(self._peer, delta, f"fragment {index}", fragment)
-        self._sent_at[index] = self._peer.step
+    def _steps_to_landing(self, index: int) -> int:
+        return self._sent_at[index] + self._rule.overlap - self._peer.step
 
-    async def land(self, alpha: float, everything: bool = False) -> None:
-        """Take the means that are to be taken by now, or all that are in flight."""
+    async def train(self, steps: int, due: Sequence[int]) -> None:
+        """Train; take the means that are to be taken now before their fragments are used, and send those due then."""
+        landing = [index for index in sorted(self._flights) if self._steps_to_landing(index) <= 0]
+        gates = {self._fragments[index].spans: partial(self._land, index, self._rule.alpha) for index in landing}
+        sending = [(index, piece) for index in due for piece in range(len(self._pieces[index]))]
+        then = self._peer.step + steps
+        spans = [self._pieces[index][piece].spans for index, piece in sending]
+        async for final in self._peer.train_in_pieces(steps, spans, gates):
+            self._contribute(*sending[final])
+        self._launch(then)
+
+    def send(self, indices: Iterable[int]) -> None:
+        """Send fragments as they are now."""
+        for index in indices:
+            for piece in range(len(self._pieces[index])):
+                self._contribute(index, piece)
+        self._launch(self._peer.step)
+
+    def _contribute(self, index: int, number: int) -> None:
+        if index not in self._rounds:
+            self._rounds[index] = self._rule.begin(self._peer, f"fragment {index}", self._pieces[index])
+        piece = self._pieces[index][number]
+        self._rounds[index].contribute(piece.read(self._anchor) - piece.read(self._peer.params), number)
+
+    def _launch(self, step: int) -> None:
+        """All pieces of the fragments of this step are on their way: settle their rounds while training goes on."""
+        for index, round_ in self._rounds.items():
+            self._flights[index] = self._peer.spawn(round_.settle())
+            self._sent_at[index] = step
+        self._rounds.clear()
+
+    async def land_all(self, alpha: float) -> None:
+        """Take the means of all that are in flight."""
         for index in sorted(self._flights):
-            if everything or self._sent_at[index] + self._rule.overlap <= self._peer.step:
-                means = await self._flights.pop(index)
-                if means is None:
-                    del self._sent_at[index]
-                else:
-                    self._step(self._fragments[index], means[0], alpha)
+            await self._land(index, alpha)
+
+    async def _land(self, index: int, alpha: float) -> None:
+        means = await self._flights.pop(index)
+        if means is None:
+            del self._sent_at[index]
+            return
+        for piece, mean in zip(self._pieces[index], means, strict=True):
+            self._step(piece, mean, alpha)
 
     def _step(self, fragment: Fragment, mean: Tensor, alpha: float) -> None:
         anchor, momentum = fragment.read(self._anchor), fragment.read(self._momentum)

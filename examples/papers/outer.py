@@ -107,10 +107,11 @@ def sparse_loco(seed: int) -> Findings:
     outers = (OuterSGD(), Nesterov(lr=0.7, momentum=0.5))
     sparse = run_of(SparseLoCo(period=5), seed, steps, fleet)
     outcome = outcome_of(sparse)
-    rare, often, rare_bytes, often_bytes = [], [], 0.0, 0.0
+    rare, often, rare_bytes, often_bytes, single = [], [], 0.0, 0.0, 0.0
     for outer in outers:
         few = outcome_of(run_of(DiLoCo(period=100, outer=outer, codec=E3M0(), all_reduce="gather"), seed, steps, fleet))
-        many = outcome_of(run_of(DiLoCo(period=5, outer=outer), seed, steps, fleet))
+        frequent = run_of(DiLoCo(period=5, outer=outer), seed, steps, fleet)
+        many, single = outcome_of(frequent), alone(frequent, frequent.rule)
         rare.append(few.after["loss"])
         often.append(many.after["loss"])
         rare_bytes, often_bytes = bytes_sent(few), bytes_sent(many)
@@ -123,6 +124,7 @@ def sparse_loco(seed: int) -> Findings:
             "loss, DiLoCo of equal rounds, SGD": often[0],
             "loss, DiLoCo of equal rounds, Nesterov": often[1],
             "loss, one worker": alone(sparse),
+            "loss, one worker with Nesterov": single,
             "SparseLoCo / equal bytes, bytes": bytes_sent(outcome) / rare_bytes,
             "SparseLoCo / equal rounds, bytes": bytes_sent(outcome) / often_bytes,
         },

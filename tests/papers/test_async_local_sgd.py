@@ -51,13 +51,14 @@ def test_one_worker_is_diloco_with_one_worker() -> None:
 
 
 def reference(run: Run, rule: AsyncLocalSGD, speeds: tuple[float, ...], period: int) -> Tensor:
-    """Algorithm 3 without grace or DyLU on float64 tensors: events in order of time, pushes taken one by one."""
+    """Algorithm 3 without DyLU on float64 tensors: events in order of time, pushes taken one by one."""
     plain, delay = Plain(run), rule.delay or len(speeds)
     model, momentum, pushed, count = plain.start(), torch.zeros(12).double(), torch.zeros(12).double(), 0
     began = dict.fromkeys(plain.workers, model)
     done = dict.fromkeys(plain.workers, 0)
     events = [(period * run.fleet.step_time_s / speed, worker) for worker, speed in enumerate(speeds)]
     heapq.heapify(events)
+    together, deadline = [], 0.0  # who go on from the same model, and when
     while events:
         now, worker = heapq.heappop(events)
         steps = range(done[worker], done[worker] + period)
@@ -69,16 +70,24 @@ def reference(run: Run, rule: AsyncLocalSGD, speeds: tuple[float, ...], period: 
         else:
             share = rule.spread
         model = model - rule.lr * (share * rule.momentum * momentum + gradient / delay)
-        began[worker], done[worker] = model, done[worker] + period
-        if done[worker] < run.steps:
-            heapq.heappush(events, (now + period * run.fleet.step_time_s / speeds[worker], worker))
+        together.append(worker)
+        deadline = now + rule.grace_s if len(together) == 1 else deadline
+        if not events or events[0][0] > deadline:
+            again = deadline if events else now  # nobody is left to wait for
+            for each in together:
+                began[each], done[each] = model, done[each] + period
+                if done[each] < run.steps:
+                    heapq.heappush(events, (again + period * run.fleet.step_time_s / speeds[each], each))
+            together = []
     return model
 
 
-@pytest.mark.parametrize(("delay", "spread"), [(None, 0.0), (2, 0.25), (4, 0.1)])
-def test_it_equals_the_reference(delay: int | None, spread: float) -> None:
+@pytest.mark.parametrize(
+    ("delay", "spread", "grace_s"), [(None, 0.0, 0.0), (2, 0.25, 0.0), (4, 0.1, 0.0), (None, 0.0, 0.07), (2, 0.1, 0.3)]
+)
+def test_it_equals_the_reference(delay: int | None, spread: float, grace_s: float) -> None:
     speeds = (1.0, 0.77, 0.43)
-    rule = AsyncLocalSGD(period=4, delay=delay, spread=spread, dylu=False, grace_s=0, lr=0.4)
+    rule = AsyncLocalSGD(period=4, delay=delay, spread=spread, dylu=False, grace_s=grace_s, lr=0.4)
     run = cluster(rule, steps=20, task=NOISY, speeds=speeds, **QUICK)
     outcome = simulate(run)
     assert all_equal(outcome)
@@ -100,6 +109,16 @@ def test_nesterov_at_every_push_moves_as_the_papers_equation_5() -> None:
 def test_dylu_gives_steps_in_proportion_to_speed() -> None:
     outcome = simulate(cluster(AsyncLocalSGD(period=50), steps=170, speeds=(1, 0.5, 0.25), **QUICK))
     assert [phases(outcome, worker)[:3] for worker in range(3)] == [[50, 50, 50], [50, 25, 25], [50, 12, 12]]
+
+
+def test_with_dylu_all_finish_within_a_step_of_each_other() -> None:
+    speeds = (0.9, 1.0, 0.37, 0.61)
+    run = cluster(AsyncLocalSGD(period=20), steps=150, speeds=speeds, **QUICK)
+    outcome = simulate(run)
+    quickest_s = 20 * run.fleet.step_time_s
+    for worker, speed in enumerate(speeds):
+        for steps in phases(outcome, worker)[1:-1]:
+            assert 0 <= quickest_s - steps * run.fleet.step_time_s / speed < run.fleet.step_time_s / speed + 1e-9
 
 
 def test_the_same_run_twice_has_the_same_events() -> None:

@@ -13,7 +13,8 @@ from test_async_local_sgd import QUICK
 from torch import Tensor
 
 from decentral.config import Run
-from decentral.protocols import DiLoCo, DynamicBackupWorkers, Int8, OuterSGD
+from decentral.journal import Trained
+from decentral.protocols import DDP, DiLoCo, DynamicBackupWorkers, Int8, OuterSGD
 from decentral.protocols.codecs import E3M0, Codec
 from decentral.protocols.dbw import _Known, best_quorum
 from decentral.sim.simulate import simulate
@@ -45,7 +46,7 @@ def test_estimates_of_norm_variance_and_curvature_are_unbiased() -> None:
             x = x - lr * gradient
         norms.append(known._rounds[0][0])
         variances.append(known._rounds[0][1])
-        curvatures.append(known._rounds[1][2])
+        curvatures.append(known._curvatures[0])
     assert sum(norms) / 100 == pytest.approx(curvature**2 * size, rel=0.02)
     assert sum(variances) / 100 == pytest.approx(sigma**2 * size, rel=0.02)
     assert sum(curvatures) / 100 == pytest.approx(curvature, rel=0.1)
@@ -57,6 +58,14 @@ def test_the_first_round_waits_for_everybody_as_diloco_does() -> None:
     assert torch.allclose(replicas(dynamic), replicas(synchronous), atol=1e-6)
 
 
+def test_with_equal_times_every_round_waits_for_everybody_and_steps_are_data_parallel() -> None:
+    """No push comes later than another, so to wait for all costs nothing."""
+    dynamic = simulate(cluster(DynamicBackupWorkers(), 4, 20, task=NET, **QUICK))
+    assert [records[0].members for records in rounds(dynamic, "server 0").values()] == [(0, 1, 2, 3)] * 20
+    parallel = simulate(cluster(DDP(), 4, 20, task=NET))
+    assert torch.allclose(replicas(dynamic), replicas(parallel), atol=2e-6)
+
+
 def reference(run: Run, speeds: tuple[float, ...], quorums: list[int]) -> tuple[list[tuple[int, ...]], Tensor]:
     """Who came in time in each round of two local steps, and the model, given how many each round waits for."""
     plain, period = Plain(run), 2
@@ -65,11 +74,10 @@ def reference(run: Run, speeds: tuple[float, ...], quorums: list[int]) -> tuple[
     done = dict.fromkeys(plain.workers, 0)
     events = [(period * run.fleet.step_time_s / speed, worker) for worker, speed in enumerate(speeds)]
     heapq.heapify(events)
-    while events:
+    while version * period < run.steps:
         now, worker = heapq.heappop(events)
         start, start_version = began[worker]
         push = start - plain.sgd(worker, range(done[worker], done[worker] + period), start, 0.1)
-        done[worker] += period
         again = [worker] if start_version < version else []
         if not again:
             held[worker] = push
@@ -80,9 +88,8 @@ def reference(run: Run, speeds: tuple[float, ...], quorums: list[int]) -> tuple[
             again += list(held)
             held = {}
         for each in again:
-            began[each] = (model, version)
-            if done[each] < run.steps:
-                heapq.heappush(events, (now + period * run.fleet.step_time_s / speeds[each], each))
+            began[each], done[each] = (model, version), version * period  # steps of rounds that it missed included
+            heapq.heappush(events, (now + period * run.fleet.step_time_s / speeds[each], each))
     return came, model
 
 
@@ -92,7 +99,7 @@ def test_it_equals_the_reference_given_its_choices() -> None:
     outcome = simulate(run)
     members = [records[0].members for records in rounds(outcome, "server 0").values()]
     assert {len(each) for each in members} > {4}
-    came, model = reference(run, speeds, [len(each) for each in members] + [0])
+    came, model = reference(run, speeds, [len(each) for each in members])
     assert came == members
     assert close(outcome.params[0], model)
 
@@ -105,6 +112,37 @@ def test_a_straggler_does_not_hold_up_the_others() -> None:
     assert members[0] == 4
     assert members.count(4) < len(members) / 2
     assert all_equal(outcome)
+
+
+def test_who_misses_rounds_has_missed_their_steps_and_never_pushes_alone_at_the_end() -> None:
+    speeds = (1.0, 1.0, 1.0, 0.05)
+    run = cluster(DynamicBackupWorkers(period=2, lr=0.2), steps=40, speeds=speeds, task=NET, **QUICK)
+    outcome = simulate(run)
+    members = [records[0].members for records in rounds(outcome, "server 0").values()]
+    assert len(members) == 20  # of two steps each, for everybody
+    assert members[-1] == (0, 1, 2)
+    assert {left.step for left in outcome.left()} == {40}
+    trained = [record for record in outcome.records if isinstance(record, Trained)]
+    done = [sum(record.samples for record in trained if record.worker == worker) for worker in range(4)]
+    assert done[:3] == [40] * 3
+    assert done[3] < 10
+    phase = 2 * run.fleet.step_time_s / 0.05  # which is under way at the end
+    last_round = max(records[0].time_s for records in rounds(outcome, "server 0").values())
+    assert outcome.seconds <= last_round + phase
+
+
+@pytest.mark.parametrize("at_s", [0.7, 1.9, 3.1])
+def test_when_the_server_dies_all_end_together_too(at_s: float) -> None:
+    """Worker 1, which serves then, is a straggler: what it has missed is no reason to go on without the others."""
+    run = cluster(
+        DynamicBackupWorkers(period=2, lr=0.3), steps=80, speeds=(1, 0.2, 1, 1), task=NOISY, events=[crash(at_s, 0)]
+    )
+    outcome = simulate(run)
+    assert sorted(outcome.params) == [1, 2, 3]
+    assert all_equal(outcome)
+    assert {left.step for left in outcome.left() if left.worker} == {80}
+    last = list(rounds(outcome, "server 1").values())[-1][0]
+    assert {2, 3} <= set(last.members)
 
 
 def test_a_worker_that_leaves_is_not_waited_for() -> None:

@@ -32,13 +32,11 @@ def keeping(rule: SyncRule) -> tuple[SyncRule, State]:
     return Keeping(**{field: getattr(rule, field) for field in base.model_fields}), kept
 
 
-def reference(run: Run, periods: tuple[int, int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """DES-LOC with Adam without bias correction, step by step on plain tensors: each worker's (x, u, v) at the end."""
-    inner, plain = run.inner, Plain(run)
-    assert isinstance(inner, QHAdam)
-    beta1, beta2, omega = inner.decays[0], inner.beta2, inner.weights[0]
-    zeros = torch.zeros_like(plain.start())
-    states = [[plain.start(), zeros, zeros] for _ in plain.workers]
+def reference(run: Run, periods: tuple[int, ...]) -> list[list[Tensor]]:
+    """Average what is due, then step, on plain tensors: each worker's (x, the momenta, v) at the end."""
+    plain = Plain(run)
+    update = qhadam if isinstance(run.inner, QHAdam) else adopt
+    states = [[plain.start(), *[torch.zeros_like(plain.start())] * (len(periods) - 1)] for _ in plain.workers]
     for step in range(run.steps + 1):
         for which, period in enumerate(periods):
             if step and (step % period == 0 or (which == 0 and step == run.steps)):
@@ -47,12 +45,28 @@ def reference(run: Run, periods: tuple[int, int, int]) -> list[tuple[Tensor, Ten
                     state[which] = mean
         if step < run.steps:
             for worker, state in enumerate(states):
-                g = plain.gradient(worker, step, state[0])
-                state[1] = beta1 * state[1] + (1 - beta1) * g
-                state[2] = beta2 * state[2] + (1 - beta2) * g**2
-                direction = (1 - omega) * g + omega * state[1]
-                state[0] = state[0] - inner.lr * direction / (state[2].sqrt() + inner.eps)
-    return [(x, u, v) for x, u, v in states]
+                states[worker] = update(run.inner, step, plain.gradient(worker, step, state[0]), *state)
+    return states
+
+
+def qhadam(inner: Any, step: int, g: Tensor, x: Tensor, *uv: Tensor) -> list[Tensor]:
+    """Adam without bias correction, with any number of momenta."""
+    *u, v = uv
+    u = [beta * each + (1 - beta) * g for beta, each in zip(inner.decays, u, strict=True)]
+    v = inner.beta2 * v + (1 - inner.beta2) * g**2
+    mixed = (1 - sum(inner.weights)) * g + sum(omega * each for omega, each in zip(inner.weights, u, strict=True))
+    return [x - inner.lr * mixed / (v.sqrt() + inner.eps), *u, v]
+
+
+def adopt(inner: Any, step: int, g: Tensor, x: Tensor, *uv: Tensor) -> list[Tensor]:
+    """The gradient is divided by the v of the steps before, and cut; the first one only sets v."""
+    *u, v = uv
+    if step == 0:
+        return [x, *u, g**2]
+    n = (g / v.sqrt().clamp(min=inner.eps)).clamp(-(step**0.25), step**0.25)
+    u = [beta * each + (1 - beta) * n for beta, each in zip(inner.decays, u, strict=True)]
+    mixed = (1 - sum(inner.weights)) * n + sum(omega * each for omega, each in zip(inner.weights, u, strict=True))
+    return [x - inner.lr * mixed, *u, inner.beta2 * v + (1 - inner.beta2) * g**2]
 
 
 @pytest.mark.parametrize("periods", [(2, 6, 12), (3, 3, 3), (2, 3, 5), (4, 1, 100)])
@@ -66,6 +80,18 @@ def test_des_loc_equals_the_reference(periods: tuple[int, int, int], omega: floa
         assert torch.allclose(outcome.params[worker].double(), x, rtol=0, atol=2e-5)
         assert close(kept[worker]["exp_avg_0"], u)
         assert close(kept[worker]["exp_avg_sq"], v)
+
+
+@pytest.mark.parametrize("inner", [QHAdam, ADOPT])
+def test_mt_dao_equals_the_reference_with_a_period_for_each_momentum(inner: type[QHAdam | ADOPT]) -> None:
+    fields = {"lr": 0.02, "decays": (0.8, 0.95), "weights": (0.3, 0.6), "beta2": 0.95, "eps": 1e-3}
+    rule, kept = keeping(MTDAO(period=2, momentum_periods=(4, 3), variance_period=6))
+    run = cluster(rule, 3, 23, task=NOISY, inner=inner.model_validate(fields), batch_size=2)
+    outcome = simulate(run)
+    for worker, (x, *moments) in enumerate(reference(run, (2, 4, 3, 6))):
+        assert torch.allclose(outcome.params[worker].double(), x, rtol=0, atol=2e-5)
+        for name, moment in zip(("exp_avg_0", "exp_avg_1", "exp_avg_sq"), moments, strict=True):
+            assert torch.allclose(kept[worker][name].double(), moment, rtol=0, atol=2e-5), name
 
 
 def test_periods_are_multiples_of_the_parameters_unless_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,28 @@ def test_one_worker_is_diloco_with_one_worker_bit_for_bit(inner: Inner, steps: i
     diloco = simulate(cluster(DiLoCo(period=4, outer=Nesterov(lr=0.4)), 1, steps, task=NET, inner=inner))
     assert torch.equal(eager.params[0], diloco.params[0])
     assert torch.equal(eager.slots[0]["momentum"], diloco.slots[0]["momentum"])
+
+
+class Recorded(OuterSGD):
+    """Keeps every outer gradient with the anchor that it is to move."""
+
+    seen: Any = None
+
+    def step(self, anchor: Tensor, gradient: Tensor, momentum: Tensor) -> None:
+        self.seen.append((anchor.clone(), gradient.clone()))
+        super().step(anchor, gradient, momentum)
+
+
+def test_identical_workers_step_on_a_mix_of_this_phase_and_the_last() -> None:
+    """(D(t) + (M - 1) D(t - H)) / M, the closing step aside."""
+    outer = Recorded(lr=0.5, seen=[])
+    run = cluster(EagerDiLoCo(period=4, outer=outer), 3, 20, task={"name": "quadratic", "dimension": 8, "spread": 0.0})
+    simulate(run)
+    before = torch.zeros(8)
+    for anchor, gradient in outer.seen[: 3 * 4 : 3]:
+        fresh = anchor - quadratic(run).after_sgd(0, 0.1, 4, x0=anchor)
+        assert torch.allclose(gradient, (fresh + 2 * before) / 3, atol=1e-6)
+        before = fresh
 
 
 class Sliding(EagerDiLoCo):

@@ -20,6 +20,7 @@ from cluster import (
     start_of,
     watched,
 )
+from plain import NOISY, Plain, close
 from torch import Tensor
 
 from decentral.protocols import (
@@ -106,6 +107,18 @@ def test_static_topologies_multiply_by_their_mixing_matrix(topology: Topology) -
     seen = history({"topology": topology}, 16, 3).double()
     for before, after in itertools.pairwise(seen):
         assert torch.allclose(after, mixing(topology, 16) @ before, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("topology", [Ring(), Exponential()], ids=short)
+def test_it_equals_the_reference_with_local_steps(topology: Topology) -> None:
+    """theta_i <- sum_j w_ij (theta_j after H local steps), from one starting point on."""
+    run = cluster(Gossip(period=3, topology=topology), 9, 18, task=NOISY)
+    plain, w = Plain(run), mixing(topology, 9)
+    theta = plain.start().repeat(9, 1)
+    for first in range(0, 18, 3):
+        drifted = [plain.sgd(worker, range(first, first + 3), theta[worker], 0.1) for worker in range(9)]
+        theta = w @ torch.stack(drifted)
+    assert close(replicas(simulate(run)), theta)
 
 
 @pytest.mark.parametrize(("topology", "p"), [(Ring(), 0.0989), (Exponential(), 0.64)], ids=["ring", "exponential"])

@@ -10,10 +10,12 @@ import torch
 from cluster import NET, all_equal, cluster, crash, drive, outcomes, quadratic, replicas, short
 from plain import NOISY, Plain, close
 from sockets import train_here
+from test_m_sgc import patterns
 from torch import Tensor
 
 from decentral.config import Run
 from decentral.errors import ConfigError
+from decentral.journal import Trained
 from decentral.peer import Peer
 from decentral.protocols import DDP, SRSGC, GradientCoding, Int8, OuterSGD
 from decentral.protocols.codecs import E3M0, Codec, TopK
@@ -112,8 +114,12 @@ def test_both_worlds_come_to_the_same() -> None:
 def test_a_straggler_does_not_hold_up_the_others() -> None:
     """A round takes the quick workers (s + 1) gradients, not the slow one's single one."""
     speeds = (1, 1, 1, 0.1)
-    coded = simulate(cluster(GradientCoding(), steps=30, speeds=speeds)).seconds
-    assert coded < 0.5 * simulate(cluster(DDP(), steps=30, speeds=speeds)).seconds
+    coded = simulate(cluster(GradientCoding(), steps=30, speeds=speeds))
+    assert coded.seconds < 0.5 * simulate(cluster(DDP(), steps=30, speeds=speeds)).seconds
+    trained = [record for record in coded.records if isinstance(record, Trained)]
+    samples = [sum(record.samples for record in trained if record.worker == worker) for worker in range(4)]
+    assert samples[:3] == [30] * 3
+    assert 0 < samples[3] < 30 / 5  # the rounds that it has missed are its steps, but it trained on nothing in them
 
 
 def delayed_descent(run: Run, rounds: int, delay: int) -> Tensor:
@@ -137,6 +143,25 @@ def test_sr_sgc_is_delayed_descent_whoever_is_late(fields: dict[str, Any], speed
     assert all_equal(outcome)
     assert outcomes(outcome, "server 0").count({("skipped", ())}) == 0
     assert close(outcome.params[0], delayed_descent(run, 20 + rule.delay, rule.delay))
+
+
+@pytest.mark.parametrize(("burst", "window", "stragglers"), [(1, 2, 3), (1, 3, 2), (2, 3, 1), (2, 5, 3), (3, 4, 4)])
+def test_stragglers_as_the_model_has_them_leave_the_sum_b_rounds_later(
+    burst: int, window: int, stragglers: int
+) -> None:
+    """Rounds in plain sets: who is late delivers nothing; of v who still owe the due job, v - s do it again."""
+    everybody, coded_for = set(range(6)), SRSGC(burst=burst, window=window, stragglers=stragglers).tolerated(6)
+    code = code_matrix(6, coded_for, seed=0)
+    for seed in range(10):
+        late = patterns(seed, burst, window, stragglers)
+        came: list[set[int]] = [set() for _ in late]
+        for number, missing in enumerate(late):
+            due = number - burst
+            lacking = sorted(everybody - came[due]) if due >= 0 else []
+            again = lacking[: max(0, len(lacking) - coded_for)]
+            for worker in everybody - missing:
+                came[due if worker in again else number].add(worker)
+            assert due < 0 or decoding(code, came[due]) is not None
 
 
 def test_sr_sgc_codes_for_as_many_stragglers_as_the_formula_says() -> None:

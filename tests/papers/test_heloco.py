@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 from cluster import NET, cluster
+from plain import NOISY, Plain
 from torch import Tensor
 
+from decentral.config import Run
+from decentral.inner import SGD
 from decentral.protocols import DecoupledDiLoCo, DiLoCo, HeLoCo
 from decentral.sim.simulate import simulate
 
@@ -62,6 +65,51 @@ def test_the_step_is_the_formula() -> None:
     expected = 0.9 * at(0.0, 1.0) + 0.1 * at(10.0)
     assert torch.allclose(momentum, expected)
     assert torch.allclose(anchor, -0.7 * (at(10.0) + 0.9 * expected))
+
+
+def reference(run: Run, period: int, eta: float, mu: float, agree: float) -> tuple[Tensor, set[str]]:
+    """DiLoCo with this outer optimiser on plain tensors, and what became of its outer gradients."""
+    plain, met = Plain(run), set()
+    anchor = plain.start()
+    b = torch.zeros_like(anchor)
+    for first in range(0, run.steps, period):
+        ends = [plain.sgd(worker, range(first, first + period), anchor, run.inner.lr) for worker in plain.workers]
+        g = anchor - torch.stack(ends).mean(dim=0)
+        cosine = float(g @ b / (g.norm() * b.norm())) if b.any() else 1.0
+        met.add("kept" if cosine >= agree else "turned" if cosine >= 0 else "cut")
+        if cosine < agree:
+            along = b / b.norm()
+            across = g - (g @ along) * along
+            g = across if cosine < 0 else g.norm() * (agree * along + (1 - agree**2) ** 0.5 * across / across.norm())
+        b = mu * b + (1 - mu) * g
+        anchor = anchor - eta * (g + mu * b)
+    return anchor, met
+
+
+def test_diloco_with_it_equals_the_reference() -> None:
+    """A step of more than the way overshoots, so that gradients come to agree, to be askew, and to oppose."""
+    outer = HeLoCo(lr=1.1, momentum=0.8, agree=0.7)
+    run = cluster(DiLoCo(period=6, outer=outer), 3, 60, task=NOISY, inner=SGD(lr=0.15), batch_size=2)
+    expected, met = reference(run, 6, 1.1, 0.8, 0.7)
+    assert met == {"kept", "turned", "cut"}
+    assert torch.allclose(simulate(run).params[0].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_who_sums_in_another_order_takes_the_same_step() -> None:
+    """Threads are what changes the order here; every replica takes the step by itself."""
+    generator, threads = torch.Generator().manual_seed(3), torch.get_num_threads()
+    for angle in (-0.3, 0.3, 0.8):
+        momentum = torch.randn(300_000, generator=generator)
+        gradient = angle * momentum + (1 - angle**2) ** 0.5 * torch.randn(300_000, generator=generator)
+        steps = []
+        try:
+            for count in (1, 2, 4):
+                torch.set_num_threads(count)
+                steps.append((torch.ones(300_000), momentum.clone()))
+                HeLoCo().step(steps[-1][0], gradient, steps[-1][1])
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(one, other) for step in steps for one, other in zip(step, steps[0], strict=True))
 
 
 def test_rules_train_with_it_and_time_alone_can_be_simulated() -> None:

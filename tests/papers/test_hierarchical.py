@@ -72,8 +72,8 @@ def test_traffic_is_that_of_both_levels() -> None:
     task = {"name": "quadratic", "dimension": 40_000, "curvature": (1.0, 1.0)}
     rule = HierarchicalDiLoCo(period=1, rounds=4, regions=(3, 1))
     sent = [left.sent_bytes / 160_000 for left in simulate(cluster(rule, 4, 8, task=task), timing_only=True).left()]
-    of_all = 2 * 2 * 3 / 4  # two butterflies of four
-    assert sent == pytest.approx([8 * 2 + of_all] * 3 + [of_all], rel=0.01)
+    of_all, of_three = 2 * 2 * 3 / 4, 8 * 2 * 2 / 3  # two butterflies of four, eight of three
+    assert sent == pytest.approx([of_three + of_all] * 3 + [of_all], rel=0.01)
 
 
 def test_survivors_of_a_death_end_equal() -> None:
@@ -81,6 +81,26 @@ def test_survivors_of_a_death_end_equal() -> None:
     assert sorted(outcome.params) == [0, 2, 3]
     assert all_equal(outcome)
     assert outcomes(outcome)[-1] == {("committed", (0, 2, 3))}
+
+
+@pytest.mark.parametrize("at_s", [0.12, 0.22, 0.26, 0.31, 0.4])
+def test_after_a_death_a_region_holds_the_same_bits_and_the_others_do_not_notice(at_s: float) -> None:
+    """Whenever worker 1 dies: the region's next rounds are its survivors', momentum and all, and none is skipped."""
+    task = {"name": "quadratic", "dimension": 4000}  # a region's round takes 0.1 s
+    rule = HierarchicalDiLoCo(period=2, rounds=99, regions=(3, 2), region_outer=OuterSGD(lr=0.8, momentum=0.5))
+    links = {"up_bps": 2e6, "down_bps": 2e6, "latency_s": 0.001, "detection_s": 0.1}
+    outcome = simulate(cluster(rule, 5, 8, task=task, events=[crash(at_s, 1)], patience_s=5.0, **links))  # type: ignore[arg-type]
+    inside = rounds(outcome, "region").values()
+    said = [{(record.outcome, record.members) for record in records if record.worker in (0, 2)} for records in inside]
+    assert all(len(of_round) == 1 for of_round in said)
+    assert {kind for of_round in said for kind, _ in of_round} == {"committed", "degraded"}
+    assert said[-1] == {("committed", (0, 2))}
+    others = {(record.outcome, record.members) for records in inside for record in records if record.worker in (3, 4)}
+    assert others == {("committed", (3, 4))}
+    for name in ("region.anchor", "region.momentum"):
+        assert torch.equal(outcome.slots[0][name], outcome.slots[2][name])
+    assert not torch.equal(outcome.slots[0]["region.momentum"], outcome.slots[3]["region.momentum"])
+    assert all_equal(outcome)
 
 
 @pytest.mark.parametrize("regions", [(2, 1), (4, 1)])

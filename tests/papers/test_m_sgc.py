@@ -15,6 +15,7 @@ from torch import Tensor
 
 from decentral.config import Run
 from decentral.errors import ConfigError
+from decentral.journal import Trained
 from decentral.peer import Peer
 from decentral.protocols import MSGC, Int8
 from decentral.protocols.codecs import E3M0, Codec
@@ -206,6 +207,20 @@ def test_a_worker_that_is_late_now_and_then_holds_up_nobody() -> None:
     run = cluster(m_sgc(1, 2, 2), 6, 30, jitter=1.0)
     waits = cluster(MSGC(burst=1, window=2, stragglers=2, slack=1e3), 6, 30, jitter=1.0)
     assert simulate(run).seconds < simulate(waits).seconds
+
+
+@pytest.mark.parametrize("speeds", [(1, 1, 1, 0.1), (0.1, 1, 1, 1)], ids=str)
+def test_rounds_that_a_worker_has_missed_are_steps_without_samples(speeds: tuple[float, ...]) -> None:
+    """The straggler makes up for what the sums lack and for no more."""
+    rule = m_sgc(1, 3, 1)
+    outcome = simulate(cluster(rule, steps=30, speeds=speeds))
+    trained = [record for record in outcome.records if isinstance(record, Trained)]
+    samples = [sum(record.samples for record in trained if record.worker == worker) for worker in range(4)]
+    missed = 30 - samples.pop(speeds.index(0.1))
+    assert samples == [30] * 3
+    assert 0 < missed < 30
+    assert missed % rule.pieces(4).span == 0  # whole rounds
+    assert {left.step for left in outcome.left()} == {30}
 
 
 def test_both_worlds_come_to_the_same() -> None:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import random
 from collections import Counter
 
 import pytest
 import torch
-from cluster import all_equal, cluster, crash, quadratic, replicas
+from cluster import all_equal, cluster, crash, drive, quadratic, replicas
 
 from decentral.config import Run
+from decentral.fleet import Fleet, WorkerGroup
 from decentral.journal import Synced, Trained
 from decentral.outcome import Outcome
+from decentral.peer import Peer
 from decentral.protocols import LocalSGD, MoDeST
-from decentral.protocols.codecs import E3M0
-from decentral.protocols.modest.post import read, written
+from decentral.protocols.codecs import E3M0, Float32
+from decentral.protocols.modest.aggregator import Aggregator
+from decentral.protocols.modest.answering import keep_answering
+from decentral.protocols.modest.member import Calls, Start
+from decentral.protocols.modest.post import Post, read, written
 from decentral.protocols.modest.view import View, hash_order
+from decentral.protocols.modest.watch import Watch
 from decentral.sim.simulate import simulate
 from decentral.wire import FrameError
 
 
 def averages(outcome: Outcome) -> list[Synced]:
     """Return the rounds' averages in order of time; `members` are the committee before."""
-    found = [
-        r for r in outcome.records if isinstance(r, Synced) and r.channel == "committee" and r.outcome != "skipped"
-    ]
+    found = [record for record in outcome.records if isinstance(record, Synced) and record.channel == "committee"]
     return sorted(found, key=lambda record: record.time_s)
 
 
@@ -147,14 +153,127 @@ def test_a_share_of_the_models_is_enough() -> None:
     assert all_equal(outcome)
 
 
-def test_if_a_whole_committee_dies_the_run_ends() -> None:
-    rule = MoDeST(period=5, committee=2)
-    quiet = averages(simulate(cluster(rule, 6, 20)))
-    dead = quiet[1].members
-    events = [crash(quiet[1].time_s - 0.2, worker) for worker in dead]
-    outcome = simulate(cluster(rule, 6, 20, events=events, detection_s=0.3))
-    assert sorted(outcome.params) == [worker for worker in range(6) if worker not in dead]
-    assert outcome.seconds < 10
+# -- whoever dies, and whether or not anybody notices -----------------------------------------------------------------
+
+NEVER_S = 1e5
+"""A death that is noticed so late is noticed after the run."""
+
+
+class Limited(MoDeST):
+    """MoDeST that fails if it has not ended after 500 virtual seconds."""
+
+    async def run(self, peer: Peer) -> None:
+        await asyncio.wait_for(super().run(peer), 500)
+
+
+def hurried(**fields: float) -> Limited:
+    """Return MoDeST with phases of 5 steps and short deadlines."""
+    return Limited(period=5, ping_s=0.5, aggregation_s=3.0, **fields)
+
+
+def assert_survived(outcome: Outcome, survivors: set[int], steps: int = 20) -> None:
+    """Assert that these finished, besides whoever had finished before its crash was due, all with the same model."""
+    finished = {record.worker: record.step for record in outcome.left() if record.reason == "finished"}
+    assert survivors <= finished.keys()
+    assert set(finished.values()) == {steps}
+    assert all_equal(outcome)
+
+
+@pytest.mark.parametrize("detection_s", [0.0, 0.4, 60.0, NEVER_S])
+@pytest.mark.parametrize("gap_s", [0.0, 0.03, 0.5])
+@pytest.mark.parametrize("seed", range(6))
+def test_80_percent_may_die_at_any_moment(seed: int, gap_s: float, detection_s: float) -> None:
+    """8 of 10, at once or one after the other, from a moment of the first 9 s on (all would take 7 to 46 s)."""
+    chance = random.Random(f"{detection_s} {gap_s} {seed}")
+    rule = hurried(committee=chance.choice([1, 2, 4]), success=chance.choice([0.5, 1.0]))
+    dead, at_s = chance.sample(range(10), 8), 1.5 * (seed + chance.random())
+    events = [crash(at_s + gap_s * place, worker) for place, worker in enumerate(dead)]
+    speeds = [chance.choice([1, 1, 0.5, 0.2]) for _ in range(10)]
+    run = cluster(rule, steps=20, speeds=speeds, events=events, detection_s=detection_s, seed=seed)
+    assert_survived(simulate(run), set(range(10)) - set(dead))
+
+
+@pytest.mark.parametrize("detection_s", [0.3, NEVER_S])
+def test_if_a_whole_committee_dies_the_others_take_up(detection_s: float) -> None:
+    rule = hurried(committee=2)
+    quiet = averages(simulate(cluster(rule, 12, 20)))
+    dead = quiet[4].members
+    events = [crash(quiet[4].time_s - 0.2, worker) for worker in dead]
+    outcome = simulate(cluster(rule, 12, 20, events=events, detection_s=detection_s))
+    assert_survived(outcome, set(range(12)) - set(dead))
+    found = averages(outcome)
+    assert [record.round for record in found] == list(range(2, 2 + len(found)))
+
+
+def test_one_model_is_enough_when_time_is_up() -> None:
+    rule = hurried(committee=4)
+    quiet = averages(simulate(cluster(rule, 8, 20)))
+    alive, *dead = sorted(quiet[2].members, key=lambda worker: worker != quiet[2].worker)
+    events = [crash(quiet[2].time_s - 0.2, worker) for worker in dead if worker != quiet[1].worker]
+    outcome = simulate(cluster(rule, 8, 20, events=events, detection_s=NEVER_S))
+    assert averages(outcome)[2].outcome == "degraded"
+    assert averages(outcome)[2].members == tuple(sorted(set(quiet[2].members) - {event.worker for event in events}))
+    assert averages(outcome)[2].time_s < quiet[2].time_s + rule.aggregation_s + 4 * rule.ping_s
+    assert_survived(outcome, {alive})
+
+
+@pytest.mark.parametrize("detection_s", [0.3, NEVER_S])
+def test_who_has_the_last_mean_passes_it_on_if_its_sender_dies(detection_s: float) -> None:
+    """The last aggregator dies while its mean is on its way: it is with those that have quick links alone."""
+    groups = tuple(WorkerGroup(down_bps=bps) for bps in (1e6, 1e6, 3e5, 3e5, 1e5, 1e5))
+    task = {"name": "quadratic", "dimension": 2000}
+    quiet_run = cluster(hurried(committee=3), 6, 20, task=task, seed=18)
+    quiet_run = quiet_run.model_copy(update={"fleet": Fleet(workers=groups)})
+    last = averages(simulate(quiet_run))[-1]
+    assert not {4, 5} & {*last.members, last.worker}  # else who does not hear of the end makes the same mean again
+    for before_s in (0.01, 0.1, 0.2, 0.3, 0.5, 0.8):
+        fleet = Fleet(workers=groups, events=(crash(last.time_s - before_s, last.worker),), detection_s=detection_s)
+        outcome = simulate(quiet_run.model_copy(update={"fleet": fleet}))
+        assert_survived(outcome, set(range(6)) - {last.worker})
+
+
+def test_an_aggregator_that_the_others_have_left_behind_ends_nothing() -> None:
+    """It has no steps left and its round is stale for all whom it asks; it learns which is the newest."""
+
+    async def script(peer: Peer) -> tuple[int, bool]:
+        post = Post(peer, Float32(), ping_s=0.5, inactivity=1000)
+        calls = Calls(post, (0,), patience_s=2.0)
+        aggregator = Aggregator(post, calls, size=2, success=1.0, timeout_s=1.0)
+        for role in ("train", "average", "work"):
+            peer.spawn(keep_answering(role, post, calls, aggregator))
+        peer.spawn(Watch(post, calls, size=2, quiet_s=100.0).keep())
+        peer.spawn(calls.hear_the_end())
+        if peer.id == 0:
+            await peer.train(peer.steps_left)
+            aggregator.add_own(Start(1, (0,), None))
+        else:
+            calls.learn(5, (1, 2))
+        await asyncio.sleep(5)
+        return calls.newest, calls.over
+
+    assert drive(script) == dict.fromkeys(range(4), (5, False))
+
+
+def test_an_aggregator_takes_no_more_models_than_a_committee_has() -> None:
+    """All others may offer theirs when a committee has died; who has a promise keeps it."""
+
+    async def script(peer: Peer) -> list[bool]:
+        post = Post(peer, Float32(), ping_s=0.5, inactivity=1000)
+        aggregator = Aggregator(post, Calls(post, (0,), patience_s=2.0), size=2, success=1.0, timeout_s=1.0)
+        return [aggregator.begin(2, (0, 1), source) for source in (3, 1, 2, 3, 0)]
+
+    assert list(drive(script).values()) == 4 * [[True, True, False, True, False]]
+
+
+def test_who_trains_for_long_is_not_disturbed() -> None:
+    """In a phase of 2.5 s idle workers ask six times whether somebody is at work."""
+    patient, hasty = (
+        simulate(cluster(MoDeST(period=50, committee=2, aggregation_s=seconds), 6, 100)) for seconds in (300.0, 0.4)
+    )
+    assert [(r.round, r.members) for r in averages(hasty)] == [(r.round, r.members) for r in averages(patient)]
+    assert torch.equal(hasty.merged(), patient.merged())
+    sent = [sum(left.messages_sent for left in outcome.left()) for outcome in (patient, hasty)]
+    assert sent[1] > sent[0]  # they did ask
 
 
 def test_e3m0_sends_less() -> None:

@@ -35,11 +35,15 @@ def reference(run: Run, period: int, beta: float, floor: float) -> tuple[Tensor,
     return x, scale
 
 
-@pytest.mark.parametrize(("workers", "steps", "floor"), [(1, 15, 0.05), (3, 15, 0.05), (3, 13, 0.5)])
-def test_savic_equals_the_reference(workers: int, steps: int, floor: float) -> None:
-    run = cluster(SAVIC(period=3, beta=0.7, alpha=floor), workers, steps, task=NOISY, inner=SGD(lr=0.05), batch_size=2)
+@pytest.mark.parametrize(
+    ("workers", "period", "steps", "floor"), [(1, 3, 15, 0.05), (3, 3, 15, 0.05), (3, 3, 13, 0.5), (3, 1, 6, 0.05)]
+)
+def test_savic_equals_the_reference(workers: int, period: int, steps: int, floor: float) -> None:
+    """With a round after every step it is data parallelism with a preconditioner."""
+    rule = SAVIC(period=period, beta=0.7, alpha=floor)
+    run = cluster(rule, workers, steps, task=NOISY, inner=SGD(lr=0.05), batch_size=2)
     outcome = simulate(run)
-    x, scale = reference(run, 3, 0.7, floor)
+    x, scale = reference(run, period, 0.7, floor)
     assert close(outcome.params[0], x)
     assert torch.allclose(outcome.slots[0]["scale"].double(), scale, rtol=0, atol=2e-5)
 
@@ -63,3 +67,14 @@ def test_after_one_round_the_scale_is_the_size_of_the_mean_gradient() -> None:
     plain = Plain(run)
     mean = torch.stack([plain.gradient(worker, 0, plain.start()) for worker in plain.workers]).mean(dim=0)
     assert torch.allclose(simulate(run).slots[0]["scale"].double(), mean.abs().clamp(min=0.05), atol=1e-5)
+
+
+def test_scaled_steps_do_not_know_the_curvature() -> None:
+    """The first gradient is curvature x distance, so the second step goes the share lr / distance of the way."""
+    task = {"name": "quadratic", "dimension": 8, "curvature": (0.01, 30.0), "spread": 0.0, "start": 2.0}
+    before, after = (
+        simulate(cluster(SAVIC(period=1, alpha=1e-6), 2, steps, task=task, inner=SGD(lr=0.01))).params[0]
+        for steps in (1, 2)
+    )
+    assert before.max() - before.min() > 0.5
+    assert torch.allclose(after / before, torch.full((8,), 1 - 0.01 / 2), atol=1e-6)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from cluster import STILL, Net, all_equal, apart, cluster, outcomes, quadratic, replicas, rounds, spread, watched
+from plain import NOISY, Plain, close
 from pydantic import ValidationError
 from torch import nn
 
@@ -74,6 +75,43 @@ def test_merging_gains_half_the_trace_of_hessian_times_covariance() -> None:
     gain = torch.stack([loss(theta) for theta in before]).mean() - loss(outcome.params[0])
     assert gain.item() == pytest.approx(0.5 * (curvature.diag() @ gamma).trace().item(), rel=1e-5)
     assert outcome.after["loss"] == pytest.approx(loss(outcome.params[0]).item(), rel=1e-5)
+
+
+def test_it_equals_the_reference_given_its_pairs() -> None:
+    """theta <- after H local steps; the pairs that talk take their mean; at the end everybody takes the mean of all."""
+    run = cluster(SingleMerge(period=4, rate=0.5), 5, 28, task=NOISY)
+    outcome, plain = simulate(run), Plain(run)
+    pairs = {number: {record.members for record in records} for number, records in rounds(outcome, "pair").items()}
+    theta = plain.start().repeat(5, 1)
+    for number in range(1, 8):
+        steps = range(4 * (number - 1), 4 * number)
+        theta = torch.stack([plain.sgd(worker, steps, theta[worker], 0.1) for worker in range(5)])
+        for pair in pairs.get(number, ()):
+            theta[list(pair)] = theta[list(pair)].mean(dim=0)
+    assert 3 <= sum(map(len, pairs.values())) < 12  # of two pairs in each of six rounds
+    assert close(outcome.params[0], theta.mean(dim=0))
+
+
+def test_the_spread_shrinks_as_the_rate_says() -> None:
+    """Per round 1 - R N / (2 (N - 1)) on the average, where pulls from one random peer shrink it far less."""
+    watch = watched()
+    simulate(cluster(apart(SingleMerge(period=watch, rate=0.5, merge_at_end=False)), 32, 40, task=STILL))
+    values = spread(watch.history())
+    ratios = values[1:] / values[:-1]
+    # A round's 16 pairs are active or not: its deviation is at most that of their number, relative to the mean.
+    error = 0.5 * 32 / 62 * math.sqrt((1 - 0.5) / (0.5 * 16) / len(ratios))
+    assert ratios.mean().item() == pytest.approx(1 - 0.5 * 32 / 62, abs=4 * error)
+
+
+@pytest.mark.parametrize("rate", [0.2, 1.0])
+def test_it_sends_a_vector_for_each_exchange_and_twice_a_vector_at_the_end(rate: float) -> None:
+    """m P R (T - 1) for pairs, of which the last round has none, and 2 (m - 1) P for the all-reduce, headers aside."""
+    size, workers = 50_000, 8
+    run = cluster(SingleMerge(period=1, rate=rate), workers, 20, task={**STILL, "dimension": size})
+    outcome = simulate(run)
+    exchanges = sum(len(records) for records in rounds(outcome, "pair").values())
+    sent = sum(left.sent_bytes for left in outcome.left())
+    assert sent == pytest.approx(4 * size * (exchanges + 2 * (workers - 1)), rel=0.01)
 
 
 def test_without_exchanges_it_is_a_soup_of_separate_runs() -> None:

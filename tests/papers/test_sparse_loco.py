@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cluster import NET, all_equal, cluster, crash, outcomes, quadratic, replicas, short
+from cluster import NET, all_equal, cluster, crash, drive, outcomes, quadratic, replicas, short
 from torch import Tensor
 
 from decentral.config import Run
 from decentral.errors import ConfigError
 from decentral.journal import Left, Synced
 from decentral.outcome import Outcome
+from decentral.peer import Peer
 from decentral.protocols import DiLoCo, Float32, Int8, OuterSGD, SparseLoCo, SparseMean
 from decentral.protocols.codecs import ErrorFeedback, TopK
 from decentral.protocols.merge import Mean
@@ -88,6 +89,21 @@ def test_a_long_contribution_is_scaled_down_to_the_median_norm() -> None:
     others = [torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])]
     merged = SparseMean().merge([*others, torch.tensor([1e6, 0.0])], None)
     assert torch.allclose(merged, torch.tensor([8.0, 6.0]) / 3)
+
+
+def test_norms_are_those_of_whole_vectors_however_long_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker 2 is long in the first of four segments and short in the others, so no segment has its norm."""
+    monkeypatch.setattr("decentral.protocols.collectives.SEGMENT", 16)
+
+    async def script(peer: Peer) -> Tensor | None:
+        values = torch.ones(64)
+        if peer.id == 2:
+            values[:16], values[16:] = 10.0, 0.5
+        return await SparseLoCo(codec=Float32()).agreed_mean(peer, values)
+
+    long = torch.cat([torch.full((16,), 10.0), torch.full((48,), 0.5)])
+    for merged in drive(script, 3).values():
+        assert torch.allclose(merged, (2 + long * (8 / long.norm())) / 3)
 
 
 def test_contributors_are_those_who_sent_a_coordinate() -> None:

@@ -21,7 +21,8 @@ from decentral.peer import Peer
 from decentral.protocols import DiLoCo, Float32, Int8, Nesterov, OuterSGD, StreamingDiLoCo, Whole
 from decentral.protocols.codecs import E3M0
 from decentral.protocols.fragments import Cut, Fragment
-from decentral.protocols.schedule import Every, Staggered
+from decentral.protocols.schedule import Every
+from decentral.protocols.staggered import Staggered
 from decentral.sim.simulate import simulate
 from decentral.state import Layout
 

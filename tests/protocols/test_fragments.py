@@ -110,6 +110,19 @@ def test_what_is_read_can_be_written_back(cut: Cut, layout: Layout) -> None:
     assert torch.equal(rebuilt, flat)
 
 
+@pytest.mark.parametrize("buckets", CUTS, ids=short)
+def test_pieces_of_fragments_partition_them_along_the_buckets(buckets: Cut, layout: Layout) -> None:
+    fragments, others = Layers(layers=2).split(layout), buckets.split(layout)
+    for fragment in fragments:
+        pieces = fragment.cut(others)
+        assert sum(piece.size for piece in pieces) == fragment.size
+        marks = torch.zeros(layout.size)
+        fragment.write(marks, torch.ones(fragment.size))
+        assert all(bool((piece.read(marks) == 1).all()) for piece in pieces)  # all of a piece is the fragment's
+        assert [piece.cut(others) for piece in pieces] == [[piece] for piece in pieces]  # and one bucket's
+    require_partition([piece for fragment in fragments for piece in fragment.cut(others)], layout)
+
+
 def names(layout: Layout, fragment: Fragment) -> list[str]:
     return [e.name for e in layout.entries if any(start <= e.start < stop for start, stop in fragment.spans)]
 

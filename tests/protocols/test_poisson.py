@@ -13,16 +13,8 @@ import torch
 from decentral.errors import ConfigError
 from decentral.members import Members
 from decentral.protocols import All, Edges, Exponential, RandomGroups, Ring, Topology
-from decentral.protocols.poisson import (
-    Edge,
-    Meetings,
-    arrivals,
-    clocks,
-    edge_shares,
-    flow,
-    mixing_times,
-    optimal_shares,
-)
+from decentral.protocols.edge_rates import Edge, clocks, edge_shares, mixing_times, optimal_shares
+from decentral.protocols.poisson import Meetings, arrivals, flow
 from decentral.replica import seed_of
 
 

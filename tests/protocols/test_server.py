@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 import torch
 from cluster import all_equal, cluster, crash, rounds
+from tally import Tally
 from torch import Tensor
 
 from decentral.journal import Left, Refused
@@ -14,34 +13,8 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import Float32, Int8
 from decentral.protocols.hosting import GLOBALS, pull_channel, push_channel
 from decentral.protocols.server import Server
-from decentral.protocols.server_rule import LocalStepsRule
 from decentral.sim.simulate import simulate
 from decentral.wire import Tag
-
-
-class Tally(LocalStepsRule):
-    """Coordinate i of the model, 0 at first, counts what has come of worker i."""
-
-    period: int = 2
-    seen: ClassVar[list[tuple[int, int]]] = []
-
-    async def run(self, peer: Peer) -> None:
-        peer.params.zero_()
-        await super().run(peer)
-
-    async def work(self, peer: Peer, anchor: Tensor, assigned: int) -> Tensor | None:
-        if not await peer.train(assigned):
-            return None
-        push = torch.zeros_like(anchor)
-        push[peer.id] = 1
-        return push
-
-    async def serve(self, server: Server) -> None:
-        while (push := await server.push()) is not None:
-            server.model.add_(push.values)
-            server.updated([push.worker])
-            self.seen.append((push.worker, push.staleness))
-            server.dispatch(push.worker, self.period)
 
 
 def test_every_push_counts_once_and_all_end_with_the_servers_model() -> None:

@@ -15,6 +15,7 @@ from decentral.protocols import (
     MSGC,
     MTDAO,
     PALSGD,
+    PBT,
     QSR,
     SAVIC,
     SGP,
@@ -24,6 +25,7 @@ from decentral.protocols import (
     AdaptiveBraking,
     AsyncLocalSGD,
     AutoLoCo,
+    Buckets,
     DecoupledDiLoCo,
     DeMo,
     DiLoCo,
@@ -34,7 +36,9 @@ from decentral.protocols import (
     FactoredGossip,
     FedBuff,
     FedCompass,
+    FedHyper,
     FedKSeed,
+    FedSpeed,
     GASLoC,
     Gossip,
     GradientCoding,
@@ -71,12 +75,14 @@ class Case:
     """A rule and what a run with it needs.
 
     `exact`: what it comes to does not depend on who is quicker, so both worlds must come to the same bits and bytes.
+    `timed`: how long it takes does not depend on losses, so a simulation of time alone must find the same.
     """
 
     rule: SyncRule
     workers: int = 3
     steps: int = 8
     exact: bool = True
+    timed: bool = True
     fields: dict[str, Any] = field(default_factory=dict)
     """Other fields of the run."""
 
@@ -104,6 +110,16 @@ CASES: dict[str, Case] = {
     "autoloco": Case(AutoLoCo(period=Growing(base=1, horizon=2), reference=2)),
     "hierarchical": Case(HierarchicalDiLoCo(period=1, rounds=3), workers=4),
     "hierarchical with unequal regions": Case(HierarchicalDiLoCo(period=2, rounds=2, regions=(1, 2), codec=Int8())),
+    "fedhyper": Case(FedHyper(period=2)),
+    "fedhyper, all workers' rates": Case(FedHyper(period=2, adapts="inner")),
+    "fedhyper, each worker's rate": Case(FedHyper(period=3, adapts="own")),
+    "fedspeed": Case(FedSpeed(period=3)),
+    "pbt": Case(PBT(period=2, ready=3, groups=2, lr=(0.05, 0.2)), workers=4, timed=False),
+    "pbt, outer rates too": Case(
+        PBT(period=1, ready=2, groups=2, lr=(0.01, 0.05), outer_lr=(0.5, 1.0), outer=Nesterov(momentum=0.5)),
+        timed=False,
+        fields={"inner": {"name": "adamw", "lr": 0.02}},
+    ),
     "savic": Case(SAVIC(period=3, alpha=0.5)),
     "des_loc": Case(DESLOC(period=1, variance_period=4), fields={"inner": {"name": "adopt", "lr": 0.05}}),
     "des_loc int8": Case(DESLOC(period=2, codec=Int8()), fields={"inner": {"name": "adamw", "lr": 0.05}}),
@@ -113,6 +129,9 @@ CASES: dict[str, Case] = {
         DiLoCo(period=3, outer=Nesterov(momentum=0.6)), fields={"inner": {"name": "muon", "lr": 0.02}, "task": NET}
     ),
     "streaming_diloco": Case(StreamingDiLoCo(period=4, fragments=ONE_LAYER), fields={"task": NET}),
+    "streaming_diloco in buckets": Case(
+        StreamingDiLoCo(period=4, fragments=ONE_LAYER, buckets=Buckets(megabytes=1e-4)), fields={"task": NET}
+    ),
     "streaming_diloco whole": Case(StreamingDiLoCo(period=3, overlap=2, codec=Int8(), all_reduce="butterfly")),
     "eager_diloco": Case(EagerDiLoCo(period=2)),
     "sparse_loco": Case(SparseLoCo(period=3)),

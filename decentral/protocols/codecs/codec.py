@@ -10,8 +10,8 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
+from decentral.naming import part_named
 from decentral.part import Part
-from decentral.protocols.naming import part_named
 from decentral.wire import FrameError, Packet
 
 if TYPE_CHECKING:

@@ -14,6 +14,9 @@ from decentral.protocols.modest.view import View
 from decentral.replica import seed_of
 from decentral.wire import FrameError, Packet, Tag, signal, signal_text
 
+YES, NO, SPENT, ENOUGH = "yes", "no", "spent", "enough"
+"""Answers. Who has no steps left is spent; an aggregator that needs no more models has enough."""
+
 
 class Post:
     """One worker's messages, and its view of the others, which travels with every model."""
@@ -28,24 +31,25 @@ class Post:
         """Return who may be asked in a round, in its order."""
         return self.view.order(round_, self._salt, self._inactivity)
 
-    async def ask(self, worker: int, role: str, round_: int, committee: Sequence[int] = ()) -> bool:
-        """Return whether another worker says that it will; who says nothing in time will not."""
+    async def ask(self, worker: int, role: str, round_: int, committee: Sequence[int] = ()) -> str | None:
+        """Ask another worker and return its answer, None if it says nothing in time."""
         self.peer.send(worker, Tag("ask", 0, role), signal(written(round_, committee)))
         return await self.answered(worker, role, round_, self._ping_s)
 
-    async def answered(self, worker: int, part: str, round_: int, timeout_s: float) -> bool:
-        """Return whether the worker answers "yes" in time; who is gone has left the view."""
+    async def answered(self, worker: int, part: str, round_: int, timeout_s: float) -> str | None:
+        """Return the worker's answer, None if there is none in time; who is gone has left the view."""
         try:
             _, packet = await self.peer.recv(worker, Tag("answer", round_, part), timeout_s)
-            return signal_text(packet) == "yes"
+            return signal_text(packet)
         except PeerGone:
             self.view.left(worker)
         except (TimeoutError, FrameError):
             pass
-        return False
+        return None
 
-    def answer(self, worker: int, part: str, round_: int, yes: bool) -> None:
-        self.peer.send(worker, Tag("answer", round_, part), signal("yes" if yes else "no"))
+    def answer(self, worker: int, part: str, round_: int, answer: str) -> None:
+        """Answer what another worker has asked or sent."""
+        self.peer.send(worker, Tag("answer", round_, part), signal(answer))
 
     def send_model(self, worker: int, channel: str, round_: int, model: Tensor) -> list[asyncio.Future[None]]:
         """Start sending the model `[P]` and our view."""

@@ -1,0 +1,133 @@
+"""A real Ray cluster whose nodes are network namespaces with thin links, all on this machine. Needs root and iproute2.
+
+Every node has a veth pair into one bridge. `tc tbf` limits what leaves the node at its own end and what reaches it at
+the bridge's end; the head, where Ray's services, the coordinator and the driver live, is not limited.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+PAYLOAD_SHARE = 1448 / 1514
+"""What TCP's payload is of an Ethernet frame, which is what `tbf` counts."""
+BURST = "32kb"
+"""What `tbf` lets through at once: little beside a message, enough for one turn of the scheduler."""
+START_S = 60.0
+PORT = 6379
+SUBNET = "10.77.0"
+
+
+class Cluster:
+    """Some nodes besides the head, each good for one worker."""
+
+    def __init__(self, name: str, nodes: int, folder: Path) -> None:
+        self._name, self._nodes = name, nodes
+        self._env = {
+            **os.environ,
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "the token of a cluster in namespaces",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def limit(self, mbit: float) -> None:
+        """Let every node send and receive at most so many Mbit/s."""
+        for node in range(1, self._nodes + 1):
+            tbf = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", BURST, "latency", "200ms")
+            self._inside(self._space(node), "tc", "qdisc", "replace", "dev", "eth", *tbf)
+            self._inside(self._space(0), "tc", "qdisc", "replace", "dev", f"port{node}", *tbf)
+
+    def train(self, run_file: Path, out: Path, timeout_s: float) -> None:
+        """Run `decentral train` on the cluster, in the head's namespace."""
+        command = (sys.executable, "-m", "decentral.cli", "train", str(run_file), "--out", str(out), "--json")
+        self._inside(self._space(0), *command, "--address", f"{SUBNET}.10:{PORT}", timeout_s=timeout_s)
+
+    def start(self) -> None:
+        head = self._space(0)
+        ray = (str(Path(sys.executable).with_name("ray")), "start", "--disable-usage-stats")
+        at_head = ("--head", f"--node-ip-address={SUBNET}.10", f"--port={PORT}", "--include-dashboard=false")
+        self._inside(head, *ray, *at_head, "--num-cpus=0", timeout_s=START_S)
+        for node in range(1, self._nodes + 1):
+            where = (f"--address={SUBNET}.10:{PORT}", f"--node-ip-address={SUBNET}.{10 + node}")
+            self._inside(self._space(node), *ray, *where, "--num-cpus=1", timeout_s=START_S)
+
+    def stop(self) -> None:
+        """Kill everything that runs in the namespaces."""
+        for node in range(self._nodes + 1):
+            pids = _run("ip", "netns", "pids", self._space(node)).split()
+            if pids:
+                subprocess.run(["kill", "-9", *pids], check=False)
+
+    def _space(self, node: int) -> str:
+        return f"{self._name}-{node}"
+
+    def _inside(self, space: str, *command: str, timeout_s: float = 20.0) -> str:
+        return _run("ip", "netns", "exec", space, *command, env=self._env, timeout_s=timeout_s)
+
+
+def why_not() -> str:
+    """Return what this machine lacks for such a cluster; nothing if it can have one."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "needs Linux and root"
+    name = f"dc{os.getpid()}-try"
+    try:
+        _run("ip", "netns", "add", name)
+        _run(
+            "ip",
+            "netns",
+            "exec",
+            name,
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "lo",
+            *["root", "tbf", "rate", "1mbit", "burst", "32kb"],
+            "latency",
+            "9ms",
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no network namespaces with tc tbf: {getattr(error, 'stderr', None) or error}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    return ""
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[Cluster]:
+    """A Ray cluster of a head and so many nodes; nothing of it is left afterwards."""
+    name = f"dc{os.getpid()}"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dc", ignore_cleanup_errors=True)))
+        for node in range(nodes + 1):
+            _run("ip", "netns", "add", f"{name}-{node}")
+            stack.callback(_run, "ip", "netns", "del", f"{name}-{node}")
+            _run("ip", "-n", f"{name}-{node}", "link", "set", "lo", "up")
+        head = f"{name}-0"
+        _run("ip", "-n", head, "link", "add", "bridge", "type", "bridge")
+        _run("ip", "-n", head, "addr", "add", f"{SUBNET}.10/24", "dev", "bridge")
+        _run("ip", "-n", head, "link", "set", "bridge", "up")
+        for node in range(1, nodes + 1):
+            port, space = f"port{node}", f"{name}-{node}"
+            _run("ip", "-n", head, "link", "add", port, "type", "veth", "peer", "name", "eth", "netns", space)
+            _run("ip", "-n", head, "link", "set", port, "master", "bridge", "up")
+            _run("ip", "-n", space, "addr", "add", f"{SUBNET}.{10 + node}/24", "dev", "eth")
+            _run("ip", "-n", space, "link", "set", "eth", "up")
+        made = Cluster(name, nodes, folder)
+        stack.callback(made.stop)
+        made.start()
+        yield made
+
+
+def _run(*command: str, env: dict[str, str] | None = None, timeout_s: float = 20.0) -> str:
+    done = subprocess.run(command, env=env, timeout=timeout_s, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+    return done.stdout
