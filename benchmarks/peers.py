@@ -3,7 +3,7 @@
     python -m benchmarks.peers hivemind
 
 makes ~/.cache/decentral-peers/hivemind; without a name it says which there are. The variable DECENTRAL_PEERS names
-another folder than ~/.cache/decentral-peers.
+another folder than ~/.cache/decentral-peers, and DECENTRAL_EXOGYM a checkout of EXO Gym to install instead of GitHub's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from pathlib import Path
 
 FOLDER = Path(os.environ.get("DECENTRAL_PEERS", Path.home() / ".cache" / "decentral-peers"))
 TORCH = ("torch==2.13.0+cpu", "--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "1")
-PINNED = {"hivemind": (*TORCH, "hivemind==1.1.12", "bitsandbytes==0.50.2", "numpy==2.3.5")}
+EXOGYM = os.environ.get("DECENTRAL_EXOGYM", "git+https://github.com/exo-explore/gym@9fa323c")
+PINNED = {
+    "hivemind": (*TORCH, "hivemind==1.1.12", "bitsandbytes==0.50.2", "numpy==2.3.5"),
+    "exogym": (*TORCH, "torchvision==0.28.0", EXOGYM),
+}
+PATCHES = {"exogym": ("exogym/utils.py", '"lo0"', '"lo"')}
+"""A file of an installed package, and what must be written instead of what in it to run on Linux."""
 
 
 def python_of(peer: str) -> Path | None:
@@ -30,6 +36,10 @@ def make(peer: str) -> None:
     folder = FOLDER / peer
     venv.create(folder, with_pip=True, symlinks=True)
     subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED[peer]], check=True)
+    if peer in PATCHES:
+        name, old, new = PATCHES[peer]
+        (patched,) = folder.glob(f"lib/python*/site-packages/{name}")
+        patched.write_text(patched.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     (folder / "ready").touch()
 
 
