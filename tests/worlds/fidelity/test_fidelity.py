@@ -29,7 +29,7 @@ from tests.worlds.fidelity.tasks import Paced
 pytestmark = pytest.mark.fidelity
 
 NODES = 6
-DIMENSION = 4_000_000
+DIMENSION = 1_000_000
 STEP_S = 0.1
 WITHIN = 0.10
 """How far a prediction may be off, relatively."""
@@ -116,7 +116,7 @@ def compare(what: str, real: list[Record], predicted: list[Record], capsys: pyte
     assert totals[0] == pytest.approx(totals[1], rel=WITHIN)
 
 
-@pytest.mark.parametrize("mbit", [50, 100, 200])
+@pytest.mark.parametrize("mbit", [12.5, 25, 50])
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_four_equal_workers(
     rule: str, mbit: float, nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -130,22 +130,22 @@ def test_four_equal_workers(
 def test_more_and_fewer_workers(
     workers: int, nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_of("diloco", 100, step_time_s, speeds=(1.0,) * workers)
+    run = run_of("diloco", 25, step_time_s, speeds=(1.0,) * workers)
     predicted = simulate(run, timing_only=True).records
-    compare(f"diloco, {workers} workers, 100 Mbit/s", measured(run, 100, nodes, tmp_path), predicted, capsys)
+    compare(f"diloco, {workers} workers, 25 Mbit/s", measured(run, 25, nodes, tmp_path), predicted, capsys)
 
 
 def test_a_straggler(nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_of("diloco", 100, step_time_s, speeds=(1.0, 1.0, 0.5))
+    run = run_of("diloco", 25, step_time_s, speeds=(1.0, 1.0, 0.5))
     predicted = simulate(run, timing_only=True).records
-    compare("diloco, a worker of half speed", measured(run, 100, nodes, tmp_path), predicted, capsys)
+    compare("diloco, a worker of half speed", measured(run, 25, nodes, tmp_path), predicted, capsys)
 
 
 def test_a_kill(nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_of("diloco", 100, step_time_s, speeds=(1.0,) * 4, dies=2, dies_at=25)
+    run = run_of("diloco", 25, step_time_s, speeds=(1.0,) * 4, dies=2, dies_at=25)
     quiet = [record for record in simulate(run, timing_only=True).records if isinstance(record, Synced)]
     second = max(record.time_s for record in quiet if record.round == 2)
     crash = {"at_s": second + 5 * step_time_s, "kind": "crash", "worker": 2}
     fleet = {**run.fleet.to_table(), "events": [crash], "detection_s": 0.5}
     predicted = simulate(validated({**run.to_fields(), "fleet": fleet}, "fidelity"), timing_only=True).records
-    compare("diloco, a worker killed", measured(run, 100, nodes, tmp_path), predicted, capsys)
+    compare("diloco, a worker killed", measured(run, 25, nodes, tmp_path), predicted, capsys)
