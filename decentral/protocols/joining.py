@@ -133,11 +133,11 @@ class Guide:
 
     async def take_state(self) -> None:
         """Have `peer` be what the host was at rest."""
-        await self._peer.send(self._host, ASK, signal(""))
+        self._peer.send(self._host, ASK, signal(""))
         head = await self._fields(HEAD)
         tensors = {name: await self._vector(_part(name), count) for name, count in head["tensors"]}
         if f"{digest(list(tensors.values())):08x}" != head["digest"]:
-            raise PeerGone(f"worker {self._host} gave another state than it says")
+            raise PeerGone(f"its host, worker {self._host}, gave another state than it says")
         self._peer.restore(Snapshot(head["step"], head["rounds"], tensors))
 
     async def catch_up(self) -> None:
@@ -149,7 +149,7 @@ class Guide:
         """Return what a round has come to, in pieces as long as `like`; None if it was skipped."""
         outcome = await self._text(_told(channel, number, "outcome"))
         if outcome == GIVEN_UP:
-            raise PeerGone(f"worker {self._host} has gone on without us: we were too slow to hear it")
+            raise PeerGone(f"its host, worker {self._host}, has gone on without it: it heard too slowly")
         means = None
         if outcome != "skipped":
             sizes = [piece.numel() for piece in like]
@@ -184,12 +184,14 @@ class Guide:
     async def _packet(self, tag: Tag) -> Packet:
         try:
             return (await self._peer.recv(self._host, tag, PATIENCES * self._peer.patience_s))[1]
+        except PeerGone:
+            raise PeerGone(f"its host, worker {self._host}, has left") from None
         except TimeoutError:
-            raise PeerGone(f"worker {self._host}, from whom the state was to come, does not answer") from None
+            raise PeerGone(f"its host, worker {self._host}, does not answer") from None
 
     def _refused(self, error: FrameError) -> PeerGone:
         self._peer.refuse(self._host, error)
-        return PeerGone(f"worker {self._host} gave a state that cannot be read: {error}")
+        return PeerGone(f"its host, worker {self._host}, gave a state that cannot be read: {error}")
 
 
 def _part(name: str) -> Tag:
