@@ -21,9 +21,6 @@ _FIELDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {  # of each kind: 
     "coordinator": (frozenset({"until_s"}), frozenset()),
 }
 
-PLAYED: frozenset[Kind] = frozenset({"crash", "preempt", "join", "slow"})
-"""The kinds that the simulator plays."""
-
 
 class Event(Section):
     """Something that befalls workers of a simulated run: one by its number, a whole site, or some by chance.

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from decentral.errors import ConfigError
 from decentral.fleet.churn import Churn, Exponential, Preemption
-from decentral.fleet.events import PLAYED, Event
+from decentral.fleet.events import Event
 from decentral.fleet.groups import WorkerGroup
 from decentral.fleet.links import FleetNetwork
 from decentral.fleet.prices import Prices
@@ -118,10 +118,6 @@ class Fleet(Section):
                 )
 
     def _check_event(self, event: Event, where: str) -> None:
-        if event.kind not in PLAYED:
-            raise ConfigError(
-                f"{where}.kind: '{event.kind}' cannot be simulated yet; kinds that can: {', '.join(sorted(PLAYED))}"
-            )
         if event.worker is not None and event.worker >= self.size:
             raise ConfigError(f"{where}.worker: {event.worker}, but workers are numbered 0 to {self.size - 1}")
         if event.site is not None and event.site not in self.sites():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -51,6 +53,10 @@ class SimWorld:
         self._roster = Roster(self._cohort.ids, self._changed, absent=set(self._cohort) - starters(fleet))
         self.crowd = Crowd(self._roster.members)
         self._untold = False
+        self._away_until_s = 0.0  # the coordinator, before this
+        self._line_shares: defaultdict[int, list[float]] = defaultdict(
+            list
+        )  # of each worker's line, what is left of it
         self._peers: dict[int, Peer] = {}
         self._mains: dict[int, asyncio.Task[None]] = {}
         self._headers = HeaderSizes()
@@ -131,15 +137,33 @@ class SimWorld:
         self._follow()
 
     def _befall(self, event: Event) -> None:
-        """Play an event of one worker; "slow" ones are in its durations."""
+        """Play an event of one worker, or the coordinator's; "slow" ones are in the worker's durations."""
         if event.worker is None:
-            return
-        if event.kind == "crash":
+            self._away_until_s = max(self._away_until_s, event.until_s or 0.0)
+        elif event.kind == "crash":
             self._crash(event.worker)
         elif event.kind == "preempt":
-            self._loop.call_at(event.gone_at_s, self._crash, event.worker)
+            self._loop.call_at(event.gone_at_s, self._take_away, event.worker, self._peers.get(event.worker))
         elif event.kind == "join":
             self._join(event.worker)
+        elif event.kind == "link" and event.factor is not None:
+            self._line_shares[event.worker].append(event.factor)
+            self._set_line(event.worker)
+            if event.until_s is not None:
+                self._loop.call_at(event.until_s, self._mend_line, event.worker, event.factor)
+
+    def _set_line(self, worker: int) -> None:
+        share, links = math.prod(self._line_shares[worker]), self._links
+        self._network.set_capacity(worker, up_bps=links.up_bps[worker] * share, down_bps=links.down_bps[worker] * share)
+
+    def _mend_line(self, worker: int, factor: float) -> None:
+        self._line_shares[worker].remove(factor)
+        self._set_line(worker)
+
+    def _take_away(self, worker: int, peer: Peer | None) -> None:
+        """The machine that had been given a notice goes, unless it had gone before."""
+        if peer is not None and self._peers.get(worker) is peer:
+            self._crash(worker)
 
     def _join(self, worker: int) -> None:
         """The worker comes, or comes back, and asks somebody who takes part for the state."""
@@ -197,10 +221,13 @@ class SimWorld:
             self._roster.remove(worker)
 
     def _changed(self, _members: Members) -> None:
-        """Tell everybody once an instant: a thousand workers may finish together."""
+        """Tell everybody once an instant, for a thousand workers may finish together; not before somebody can tell."""
         if not self._untold:
             self._untold = True
-            self._loop.at_instant_end(self._tell)
+            if self._loop.time() < self._away_until_s:
+                self._loop.call_at(self._away_until_s, self._tell)
+            else:
+                self._loop.at_instant_end(self._tell)
 
     def _tell(self) -> None:
         self._untold = False
@@ -281,6 +308,8 @@ class SimWorld:
             self._loop.call_later(self._fleet.latency_s, self._hand_over, answer, decision)
 
         await self._loop.sleep(self._fleet.latency_s)
+        if self._loop.time() < self._away_until_s:
+            await self._loop.sleep(self._away_until_s - self._loop.time())
         self._roster.vote(ballot, decided)
         return await answer
 

@@ -304,3 +304,57 @@ def test_groups_of_a_round_are_the_same_for_all_workers() -> None:
     for record in ended:
         same_round = [other for other in ended if other.round == record.round and other.worker in record.members]
         assert [other.members for other in same_round] == [record.members] * RandomGroups().size
+
+
+# Lines that weaken, and a coordinator that is away.
+
+
+def synced_at(outcome: Outcome, worker: int = 0) -> list[float]:
+    return [record.time_s for record in outcome.records if isinstance(record, Synced) and record.worker == worker]
+
+
+def test_a_weakened_line_is_slower_until_it_is_mended() -> None:
+    def rounds(*events: dict[str, Any]) -> list[float]:
+        fleet = {"step_time_s": 0.1, "up_bps": 1e5, "down_bps": 1e5, "latency_s": 0.0, "events": list(events)}
+        return synced_at(simulate(make_run("diloco", fleet=fleet), timing_only=True))
+
+    quiet, weak = rounds(), rounds({"at_s": 0.0, "kind": "link", "worker": 1, "factor": 0.5})
+    compute_s = 0.5
+    assert weak[0] - compute_s == pytest.approx(2 * (quiet[0] - compute_s), rel=1e-9)
+    twice = rounds(
+        {"at_s": 0.0, "kind": "link", "worker": 1, "factor": 0.5},
+        {"at_s": 0.0, "kind": "link", "worker": 1, "factor": 0.5, "until_s": quiet[0] + 100},
+    )
+    assert twice[0] - compute_s == pytest.approx(4 * (quiet[0] - compute_s), rel=1e-9)
+    mended = rounds({"at_s": 0.0, "kind": "link", "worker": 1, "factor": 0.5, "until_s": weak[0]})
+    assert mended[0] == weak[0]
+    assert mended[1] - mended[0] == pytest.approx(quiet[1] - quiet[0], rel=1e-9)
+
+
+def test_while_the_coordinator_is_away_workers_train_and_rounds_wait() -> None:
+    quiet = simulate(make_run("diloco"), timing_only=True)
+    first = synced_at(quiet)[0]
+    away = {"at_s": first - 0.1, "kind": "coordinator", "until_s": first + 3.0}
+    outcome = simulate(make_run("diloco", fleet={"events": [away]}), timing_only=True)
+    assert synced_at(outcome)[0] == pytest.approx(first + 3.0, abs=0.05)
+    assert [r.outcome for r in outcome.records if isinstance(r, Synced)] == [
+        r.outcome for r in quiet.records if isinstance(r, Synced)
+    ]
+    assert len(synced_at(outcome)) == len(synced_at(quiet))
+
+
+def test_a_death_is_not_heard_of_while_the_coordinator_is_away() -> None:
+    events = [{"at_s": 0.0, "kind": "coordinator", "until_s": 9.0}, {"at_s": 0.1, "kind": "crash", "worker": 1}]
+    outcome = simulate(make_run("diloco", fleet={"events": events, "detection_s": 0.5}), timing_only=True)
+    assert min(synced_at(outcome)) > 9.0
+    assert outcome.left()[1].reason == "crashed"
+
+
+def test_a_machine_given_notice_that_is_gone_before_is_not_taken_away_twice() -> None:
+    events = [
+        {"at_s": 0.2, "kind": "preempt", "worker": 1, "notice_s": 1.0},
+        {"at_s": 0.4, "kind": "crash", "worker": 1},
+        {"at_s": 0.6, "kind": "join", "worker": 1},
+    ]
+    outcome = simulate(make_run("diloco", fleet={"events": events}), timing_only=True)
+    assert [left.reason for left in outcome.left() if left.worker == 1] == ["crashed", "finished"]
