@@ -26,10 +26,10 @@ from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
 
 T = TypeVar("T")
 
-SEGMENT = 1 << 20
-"""Elements of a segment, 4 MiB of float32; larger vectors have larger ones."""
+SEGMENT = 1 << 21
+"""Elements of a segment, 8 MiB of float32; vectors above `MAX_SEGMENTS` of them have larger ones."""
 MAX_SEGMENTS = 64
-AHEAD = 8
+AHEAD = 4
 """Segments that are sent before the first one's sum is waited for, so that a round trip passes while they travel."""
 
 
