@@ -195,6 +195,8 @@ class Round:
         means = await guide.outcome(self._channel, self._number, [self._unheard[i] for i in sorted(self._unheard)])
         decision = await vote
         peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
+        if peer.host is not None:  # who takes part on one channel may be a host, and a guest still on another
+            await peer.host.settled(self._channel, self._number, decision, means or ())
         return means
 
     def _reduction(self, index: int) -> _Reduction:

@@ -54,9 +54,7 @@ class SimWorld:
         self.crowd = Crowd(self._roster.members)
         self._untold = False
         self._away_until_s = 0.0  # the coordinator, before this
-        self._line_shares: defaultdict[int, list[float]] = defaultdict(
-            list
-        )  # of each worker's line, what is left of it
+        self._line_shares: defaultdict[int, list[float]] = defaultdict(list)  # what is left of each worker's line
         self._peers: dict[int, Peer] = {}
         self._mains: dict[int, asyncio.Task[None]] = {}
         self._headers = HeaderSizes()

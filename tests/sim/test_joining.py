@@ -173,6 +173,16 @@ def test_a_newcomer_whose_host_dies_finds_another_one() -> None:
         assert distinct(outcome.params) == 1
 
 
+def test_a_host_hands_on_what_it_only_hears_itself() -> None:
+    """Worker 1 takes part in the rounds of parameters, not yet in those of the means, when it lets worker 2 in."""
+    for back_s in (0.9, 1.1, 1.3, 1.51, 1.7):
+        groups = (WorkerGroup(), WorkerGroup(start_s=0.567), WorkerGroup(start_s=0.7))
+        rule = DESLOC(period=2)
+        outcome = simulate(run_of(rule, crash(0.897, 2), join(back_s, 2), workers=groups, patience_s=3.0))
+        assert stays(outcome, 2)[-1] == "finished"
+        assert distinct(outcome.params) == 1
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_whatever_comes_and_goes_the_run_ends_and_replicas_agree(seed: int) -> None:
     chance = random.Random(seed)
