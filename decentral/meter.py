@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 class Meter:
@@ -40,11 +41,32 @@ class Meter:
         """Book the time since the last change."""
         now = self._clock()
         if now != self._since:
-            kind = self._computing or ("talk" if self._transfers else "wait")
+            kind = self._activity
             self.seconds[kind] += now - self._since
             if self._on_spent is not None:
                 self._on_spent(kind, now - self._since)
             self._since = now
+
+    def so_far(self) -> dict[str, float]:
+        """Return the seconds of each activity as they are now, and book nothing."""
+        activity = self._activity
+        return {**self.seconds, activity: self.seconds[activity] + self._clock() - self._since}
+
+    def accounts(self) -> dict[str, Any]:
+        """Return the accounts as they are now, which `go_on` takes."""
+        self.settle()
+        return {
+            "seconds": dict(self.seconds),
+            "sent_bytes": self.sent_bytes,
+            "received_bytes": self.received_bytes,
+            "messages_sent": self.messages_sent,
+        }
+
+    def go_on(self, seconds: Mapping[str, float], sent_bytes: int, received_bytes: int, messages_sent: int) -> None:
+        """Go on with these accounts from now on, in place of what was booked so far."""
+        self.settle()
+        self.seconds = dict(seconds)
+        self.sent_bytes, self.received_bytes, self.messages_sent = sent_bytes, received_bytes, messages_sent
 
     def close(self) -> None:
         """Book the time since the last change, and tell nobody of what may still come."""
@@ -73,6 +95,10 @@ class Meter:
     def sent(self, nbytes: int) -> None:
         self.sent_bytes += nbytes
         self.messages_sent += 1
+
+    @property
+    def _activity(self) -> str:
+        return self._computing or ("talk" if self._transfers else "wait")
 
     @property
     def transfers(self) -> int:

@@ -1,0 +1,38 @@
+"""Checkpoints of whole runs: sharded over the workers, written beside training, and never torn.
+
+Coordinator: `Archive`, `Desk`, `make_checkpoint`. Worker: `keep`. Going on: `newest`, `reopen`,
+`load`, `records_before`.
+"""
+
+from __future__ import annotations
+
+from decentral.checkpoint.archive import Archive, Found, load, newest, reopen
+from decentral.checkpoint.desk import Abandoned, Cut, Desk, Draft, Uneven
+from decentral.checkpoint.keep import DeskLine, keep
+from decentral.checkpoint.make import make_checkpoint, records_before
+from decentral.checkpoint.manifest import Description, File, Manifest
+from decentral.checkpoint.settings import Checkpoints
+from decentral.checkpoint.storage import Storage, StorageError
+
+__all__ = [
+    "Abandoned",
+    "Archive",
+    "Checkpoints",
+    "Cut",
+    "Description",
+    "Desk",
+    "DeskLine",
+    "Draft",
+    "File",
+    "Found",
+    "Manifest",
+    "Storage",
+    "StorageError",
+    "Uneven",
+    "keep",
+    "load",
+    "make_checkpoint",
+    "newest",
+    "records_before",
+    "reopen",
+]

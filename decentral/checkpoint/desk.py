@@ -1,0 +1,181 @@
+"""The desk at which a run's workers meet for a checkpoint: no I/O, and one checkpoint at a time.
+
+    ordered     all members say which rounds they have settled; the desk answers after which one they take their states
+    described   all say what they hold; the desk answers who writes what
+    written     all have written their share: the checkpoint may be committed
+
+Whatever goes wrong on the way (a worker that leaves, a share that cannot be written, the caller's deadline), the
+checkpoint is abandoned: whoever waits at the desk is told so, and training goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from decentral.checkpoint.manifest import Description, File
+from decentral.checkpoint.plan import Shares, plan, uneven
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Abandoned(Exception):
+    """A checkpoint that will not be; the message says why."""
+
+
+class Uneven(Abandoned):
+    """Some took their state a round later than others: another attempt will look further ahead."""
+
+
+class Cut(NamedTuple):
+    """Where a checkpoint cuts through the run: after round `number` of `channel`, before a worker trains again."""
+
+    channel: str
+    number: int
+
+
+class Draft(NamedTuple):
+    """A checkpoint that is written and not committed."""
+
+    descriptions: dict[int, Description]
+    files: tuple[File, ...]
+
+
+class Desk:
+    """Where the members of a run agree on checkpoints: a checkpoint has all of them between the same two rounds.
+
+    Coroutines are called on behalf of workers, again and again until they are answered if a network lies between; they
+    raise `Abandoned` when there is no such checkpoint (any more).
+    """
+
+    def __init__(self) -> None:
+        self._margin = 1
+        self._open: _Open | None = None
+        self._ordered = asyncio.Event()
+        self._ended = ""
+
+    def begin(self, folder: str, members: Collection[int]) -> asyncio.Future[Draft]:
+        """Order a checkpoint of these workers; the future is done when it is written, or fails with `Abandoned`.
+
+        Raises `Abandoned` at once if a worker has finished: its last state is gone, and the run is nearly over.
+        """
+        if self._ended:
+            raise Abandoned(self._ended)
+        self.abandon("another checkpoint is begun")
+        self._open = _Open(folder, frozenset(members))
+        self._ordered.set()
+        self._ordered = asyncio.Event()
+        return self._open.draft
+
+    def abandon(self, reason: str) -> None:
+        """Give up the checkpoint under way, if there is one."""
+        self._abandon(Abandoned(reason))
+
+    def left(self, worker: int, finished: bool) -> None:
+        """The worker has left the run."""
+        if finished:
+            self._ended = f"worker {worker} has finished"
+        if self._open is not None and worker in self._open.members:
+            self.abandon(f"worker {worker} has {'finished' if finished else 'gone'}")
+
+    async def order(self, worker: int, known: str) -> str:
+        """Return the folder of the checkpoint under way, as soon as there is one that the worker does not know."""
+        while self._open is None or self._open.folder == known or worker not in self._open.members:
+            await self._ordered.wait()
+        return self._open.folder
+
+    async def stand(self, worker: int, folder: str, rounds: Mapping[str, int]) -> Cut:
+        """Hear which rounds the worker has settled, by channel; return where it takes its state, when all have said it.
+
+        That lies ahead of everybody, unless somebody is quicker than this answer: then `describe` finds out.
+        """
+        return await self._at(worker, folder).standings.add(worker, rounds, self._cut)
+
+    async def describe(self, worker: int, folder: str, description: Description) -> tuple[str, ...]:
+        """Hear what the worker holds; return the digests of the chunks that it is to write, when all have said it."""
+        shares = await self._at(worker, folder).descriptions.add(worker, description, self._plan)
+        return shares[worker]
+
+    async def wrote(self, worker: int, folder: str, file: File) -> None:
+        """The worker's share is written."""
+        draft = self._at(worker, folder)
+        draft.files[worker] = file
+        if draft.files.keys() == draft.members and not draft.draft.done():
+            files = tuple(draft.files[member] for member in sorted(draft.members))
+            draft.draft.set_result(Draft(dict(draft.descriptions.said), files))
+            self._open = None
+
+    async def failed(self, worker: int, folder: str, reason: str) -> None:
+        """The worker could not do its part."""
+        if self._open is not None and self._open.folder == folder:
+            self.abandon(f"worker {worker}: {reason}")
+
+    def _at(self, worker: int, folder: str) -> _Open:
+        if self._open is None or self._open.folder != folder or worker not in self._open.members:
+            raise Abandoned(f"checkpoint {folder} is over")
+        return self._open
+
+    def _cut(self, standings: dict[int, Mapping[str, int]]) -> Cut:
+        """Return a round of the channel that all have and on which rounds are the most frequent."""
+        newest = {
+            channel: max(rounds[channel] for rounds in standings.values())
+            for channel in set.intersection(*(set(rounds) for rounds in standings.values()))
+        }
+        if not newest:
+            raise self._abandon(Abandoned("no round has been settled yet"))
+        channel = max(sorted(newest), key=lambda channel: newest[channel])
+        return Cut(channel, newest[channel] + self._margin)
+
+    def _plan(self, descriptions: dict[int, Description]) -> Shares:
+        apart = uneven(descriptions)
+        if apart:
+            self._margin *= 2
+            raise self._abandon(Uneven(f"the workers took their states between different rounds: {apart}"))
+        return plan(descriptions)
+
+    def _abandon(self, error: Abandoned) -> Abandoned:
+        if self._open is not None:
+            self._open.fail(error)
+            self._open = None
+        return error
+
+
+class _Open:
+    """A checkpoint under way."""
+
+    def __init__(self, folder: str, members: frozenset[int]) -> None:
+        self.folder, self.members = folder, members
+        self.standings: _Gathering[Mapping[str, int], Cut] = _Gathering(members)
+        self.descriptions: _Gathering[Description, Shares] = _Gathering(members)
+        self.files: dict[int, File] = {}
+        self.draft: asyncio.Future[Draft] = asyncio.get_running_loop().create_future()
+        self.draft.add_done_callback(_looked_at)
+
+    def fail(self, error: Abandoned) -> None:
+        for future in (self.standings.answer, self.descriptions.answer, self.draft):
+            if not future.done():
+                future.set_exception(error)
+
+
+class _Gathering(Generic[T, R]):
+    """What each member says once, and what all are answered when everybody has said it."""
+
+    def __init__(self, members: frozenset[int]) -> None:
+        self._members = members
+        self.said: dict[int, T] = {}
+        self.answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self.answer.add_done_callback(_looked_at)
+
+    async def add(self, worker: int, said: T, conclude: Callable[[dict[int, T]], R]) -> R:
+        self.said[worker] = said
+        if self.said.keys() == self._members and not self.answer.done():
+            self.answer.set_result(conclude(self.said))
+        return await asyncio.shield(self.answer)
+
+
+def _looked_at(future: asyncio.Future[Any]) -> None:
+    """A failure that nobody waits for is nobody's: everybody hears of it at the next step."""
+    if not future.cancelled():
+        future.exception()

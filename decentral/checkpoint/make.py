@@ -1,0 +1,93 @@
+"""The coordinator's part in checkpoints: have one written, commit it, and know what of the journal is before it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from decentral.checkpoint.archive import Archive
+from decentral.checkpoint.desk import Abandoned, Desk, Draft, Uneven
+from decentral.checkpoint.keep import Aside
+from decentral.checkpoint.manifest import Manifest
+from decentral.journal import Record
+
+ATTEMPTS = 6
+"""Times that a checkpoint is begun whose workers took their states a round apart; each looks further ahead."""
+
+
+async def make_checkpoint(
+    desk: Desk,
+    archive: Archive,
+    members: Collection[int],
+    aside: Aside,
+    *,
+    run: Mapping[str, Any],
+    timeout_s: float,
+    earlier: Mapping[int, int] | None = None,
+    journalled: Callable[[Mapping[int, int]], Awaitable[None]] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> tuple[str, Manifest]:
+    """Have these workers write a checkpoint and commit it; return its folder and manifest.
+
+    `run` is the run file's table. `earlier` says how many records of each worker the journal had when it last came to
+    the run (of one that is gone: how many it has). `journalled` is awaited before the commit, with how many records of
+    each worker come before the checkpoint. `extra` is kept in the manifest as it is.
+
+    Raises `Abandoned` when it could not be written (within `timeout_s` seconds an attempt): nothing has happened then,
+    and the next one may be. `StorageError` and `RunError` as `Archive.commit` does.
+    """
+    folder, draft = await _written(desk, archive, members, aside, timeout_s)
+    journal = Counter(earlier)
+    journal.update({worker: description.life.records for worker, description in draft.descriptions.items()})
+    try:
+        manifest = Manifest(
+            number=int(folder.split("-")[0]),
+            owner=archive.owner,
+            decentral=version("decentral"),
+            torch=torch.__version__,
+            run=dict(run),
+            journal=dict(journal),
+            extra=dict(extra or {}),
+            workers=draft.descriptions,
+            files=draft.files,
+        )
+    except ValidationError as error:
+        raise Abandoned(f"the workers did not write what they were asked to: {error.errors()[0]['msg']}") from None
+    if journalled is not None:
+        await journalled(manifest.journal)
+    await aside(partial(archive.commit, folder, manifest))
+    return folder, manifest
+
+
+async def _written(
+    desk: Desk, archive: Archive, members: Collection[int], aside: Aside, timeout_s: float
+) -> tuple[str, Draft]:
+    for _attempt in range(ATTEMPTS):
+        folder = await aside(archive.next_folder)
+        try:
+            return folder, await asyncio.wait_for(desk.begin(folder, members), timeout_s)
+        except Uneven as error:
+            apart = error
+        except (asyncio.TimeoutError, TimeoutError):
+            desk.abandon(f"it was not written within {timeout_s:g} s")
+            raise Abandoned(f"it was not written within {timeout_s:g} s") from None
+    raise apart
+
+
+def records_before(manifest: Manifest, records: Iterable[Record]) -> Iterator[Record]:
+    """Yield those of a journal's records that were made before the checkpoint, in their order.
+
+    A worker's records come in the order in which it made them; those after the checkpoint it will make once more.
+    """
+    seen: Counter[int] = Counter()
+    for record in records:
+        seen[record.worker] += 1
+        if seen[record.worker] <= manifest.journal.get(record.worker, 0):
+            yield record
