@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError
 
+from decentral.checkpoint.settings import Checkpoints
 from decentral.errors import ConfigError
 from decentral.fleet import Fleet
 from decentral.inner import INNER, AdamW, Inner
@@ -30,6 +31,9 @@ else:
 InnerField = Annotated[Inner, BeforeValidator(lambda value: part_named(value, INNER, Inner, "inner optimiser"))]
 
 
+NoticeName = Literal["sigterm", "ray", "aws", "aws-rebalance", "gcp", "azure"]
+
+
 class Real(Section):
     """How a run is placed on real machines."""
 
@@ -41,10 +45,19 @@ class Real(Section):
     """Keep anchors, outer state and messages in host memory while the model trains on a GPU."""
     port: int = Field(default=0, ge=0, le=65535)
     """TCP port of the coordinator; 0 takes a free one."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """TCP port on which the driver serves metrics for Prometheus while it trains; 0: none."""
+    metrics_host: str = "127.0.0.1"
+    """Interface of that port. Whoever reaches it reads the metrics, so it is this machine alone unless set."""
     certificates: Path | None = None
     """Folder of every machine with `ca.pem`, `worker.pem` and `worker.key` (see `decentral certs`); unset: no TLS."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Workers without whom the run neither begins nor, for longer than `start_timeout_s`, goes on; whoever comes later
+    joins then. Unset: all to begin, and one to go on."""
     start_timeout_s: float = Field(default=120.0, gt=0)
-    """Seconds until all workers must have joined, or the run ends."""
+    """Seconds until enough workers must have joined, or the run ends; so long the coordinator may be away, too."""
+    notices: tuple[NoticeName, ...] = ("sigterm", "ray")
+    """Who may tell a worker that its machine will be taken away; it then leaves the run between two rounds."""
     stream_bps: float = Field(default=200e6, ge=0, allow_inf_nan=False)
     """Bits per second that a worker sends, and that it receives, while it trains, so that streams do not slow its
     steps down; 0: as many as come. Waiting for the others it is not held back."""
@@ -71,6 +84,11 @@ class Run(Section):
     """Samples in a local step."""
     evaluate_every: int = Field(default=50, ge=0)
     """Local steps between evaluations of the first worker, at the next round's end; 0: before and after only."""
+    leases: bool = False
+    """All workers share one stream of samples, leased to them in ranges, so that each is accounted for; otherwise each
+    worker has a stream of its own."""
+    epochs: int | None = Field(default=None, ge=1)
+    """With leases: the run ends for everybody when so many epochs of the task are used up, if not with `steps`."""
     patience_s: float = Field(default=60.0, gt=0)
     """Seconds a worker waits for another one's packet before it goes on without."""
     norm_limit: float = Field(default=100.0, ge=0)
@@ -88,6 +106,8 @@ class Run(Section):
     """The machines."""
     real: Real = Real()
     """How real machines are used."""
+    checkpoint: Checkpoints = Checkpoints()
+    """Where a real run keeps its state, to go on from there when everything is lost."""
     sim: Sim = Sim()
     """How simulations are computed."""
     compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -111,6 +131,26 @@ class Run(Section):
         self.inner.check(self.steps)
         if self.fleet.brings_newcomers:
             self.rule.check_newcomers()
+        if self.checkpoint.url:
+            self.rule.check_checkpoints()
+        if self.leases:
+            self.rule.check_leases(bounded=self.epochs is not None)
+        elif self.epochs is not None:
+            raise ConfigError("epochs: workers count them together, which needs leases = true")
+
+    def leased_samples(self, task: Task) -> int | None:
+        """Return how many samples the run may lease in all; None: without end. Raises `ConfigError`.
+
+        The last batch reaches into the next epoch if the batch size does not divide what `epochs` comes to.
+        """
+        if self.epochs is None:
+            return None
+        if task.samples_per_epoch is None:
+            raise ConfigError(
+                f"epochs: the task '{self.task['name']}' has an endless stream of samples; leave epochs out and give "
+                "steps, or have the task say samples_per_epoch"
+            )
+        return -(-self.epochs * task.samples_per_epoch // self.batch_size) * self.batch_size
 
     def with_rule(self, name: str) -> Run:
         """Return this run under another rule, with its own fields from `compare` and else what both rules share.
@@ -170,7 +210,9 @@ def validated(table: Mapping[str, Any], where: str) -> Run:
         raise ConfigError("\n".join(f"{where}: {message}" for message in _messages(error))) from error
     try:
         run.check()
-        run.fleet.check_work(run.make_task().tokens_per_sample)
+        task = run.make_task()
+        run.fleet.check_work(task.tokens_per_sample)
+        run.leased_samples(task)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return run

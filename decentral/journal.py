@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -71,6 +72,31 @@ class Synced(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Leased(Record):
+    """The worker has a lease on the samples `start .. stop - 1` of the shared stream; it trains in order of leases."""
+
+    kind: ClassVar[str] = "leased"
+    start: int
+    stop: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Settled(Record):
+    """What the worker trained on the next `samples` samples of its leases can no longer be lost with it alone."""
+
+    kind: ClassVar[str] = "settled"
+    samples: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Lost(Record):
+    """What the worker trained on the next `samples` samples of its leases was used by nobody: they are leased again."""
+
+    kind: ClassVar[str] = "lost"
+    samples: int
+
+
+@dataclass(slots=True, kw_only=True)
 class Refused(Record):
     """The worker has refused `count` frames or contributions of `source` since the last such record, for `code`."""
 
@@ -112,6 +138,21 @@ class Spent(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Metered(Record):
+    """The worker's accounts so far; `loading_s` of computing went into getting batches.
+
+    `sent` is what it has sent since the last such record, large packets alone: (to whom, bytes, seconds on the way).
+    There for real runs, and for simulated ones that are watched so closely.
+    """
+
+    kind: ClassVar[str] = "metered"
+    seconds: dict[str, float]
+    loading_s: float
+    received_bytes: int
+    sent: tuple[tuple[int, int, float], ...]
+
+
+@dataclass(slots=True, kw_only=True)
 class Left(Record):
     """The worker left; `reason` is "finished", "crashed" or what was found out. Its accounts of the whole run."""
 
@@ -141,7 +182,21 @@ def _form(cls: type[Record]) -> tuple[str, Callable[[Record], tuple[Any, ...]]]:
 
 
 KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Joined, Trained, Synced, Refused, Evaluated, Counterfactual, Spent, Left)
+    cls.kind: cls
+    for cls in (
+        Joined,
+        Trained,
+        Synced,
+        Leased,
+        Settled,
+        Lost,
+        Refused,
+        Evaluated,
+        Counterfactual,
+        Spent,
+        Metered,
+        Left,
+    )
 }
 _FORMS = {kind: _form(cls) for kind, cls in KINDS.items()}
 
@@ -154,23 +209,31 @@ def record_from(fields: dict[str, Any]) -> Record:
         raise ConfigError(f"unknown journal record {kind!r}; known: {', '.join(KINDS)}")
     if "members" in values:
         values["members"] = tuple(values["members"])
+    if "sent" in values:
+        values["sent"] = tuple(tuple(each) for each in values["sent"])
     return KINDS[kind](**values)
 
 
 class JournalWriter:
-    """Appends records to a file, a line each, and flushes every half second.
+    """Appends records to a file, a line each, and flushes every `flush_s` seconds.
 
     A run that is killed leaves all but its last moments; a line that was cut short is left out by `read_journal`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8")
-        self._flushed = 0.0
+    def __init__(self, path: Path, before: Iterable[Record] = (), flush_s: float = FLUSH_S) -> None:
+        """Begin a file that holds the records `before`; one that is there is replaced when all of these are written."""
+        fresh = path.with_name(path.name + ".new")
+        self._file: TextIO = fresh.open("w", encoding="utf-8")
+        self._flushed, self._flush_s = 0.0, flush_s
+        self.write(before)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        fresh.replace(path)
 
     def write(self, records: Iterable[Record]) -> None:
         self._file.write("".join(record.to_json() + "\n" for record in records))
         now = time.monotonic()
-        if now - self._flushed > FLUSH_S:
+        if now - self._flushed > self._flush_s:
             self._file.flush()
             self._flushed = now
 

@@ -19,12 +19,27 @@ from torch import Tensor
 
 from decentral.errors import PeerGone
 from decentral.inner import Inner
-from decentral.journal import Counterfactual, Evaluated, Joined, Left, Record, Refused, Spent, Synced, Trained
+from decentral.journal import (
+    Counterfactual,
+    Evaluated,
+    Joined,
+    Left,
+    Lost,
+    Metered,
+    Record,
+    Refused,
+    Settled,
+    Spent,
+    Synced,
+    Trained,
+)
 from decentral.members import Ballot, Decision, Members
 from decentral.meter import Meter
 from decentral.replica import BatchId, Replica, Spans, seed_of
-from decentral.snapshot import INNER, PARAMS, SLOT, STATISTICS, Snapshot
+from decentral.snapshot import BUFFER, INNER, PARAMS, SLOT, STATISTICS, Life, Snapshot
+from decentral.speeds import TOLD, Speeds
 from decentral.state import Layout
+from decentral.stock import Lessor, Stock
 from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag
 
 T = TypeVar("T")
@@ -32,12 +47,18 @@ T = TypeVar("T")
 ROUNDS_A_STEP = 16
 MORE_ROUNDS = 1024
 """No rule has more rounds than the first, for each local step of anybody, and the second: who names more is lying."""
+LARGE = 1 << 14
+"""Bytes from which on a packet's time on the way tells of the line's width: that of smaller ones is latency."""
+METER_S = 1.0
+"""Seconds between two accounts of a worker in the journal."""
 ASIDE = 1 << 16
 """Elements from which on coding is worth the way to another thread."""
 UNCLAIMED_MODELS = 8
 """Models in float32 that one worker may send ahead before we ask for them."""
 UNCLAIMED_BYTES = 1 << 20
 """Room for small packets besides."""
+PREEMPTED = "preempted"
+"""Why a worker has left that was told in time."""
 
 
 Gate = Callable[[], Awaitable[None]]
@@ -66,6 +87,13 @@ class Host(Protocol):
 
     async def settled(self, channel: str, number: int, decision: Decision, means: Sequence[Tensor]) -> None:
         """A round has come to `decision`, and to these means if it was not skipped."""
+
+
+class Keeper(Protocol):
+    """Who keeps the worker's state beside a rule."""
+
+    def rest(self) -> None:
+        """The worker is between two rounds, about to train."""
 
 
 class Guide(Protocol):
@@ -107,7 +135,7 @@ class Peer:
     Attributes that a rule reads: `id`, `members` (newest known), `cohort` (all who may ever be in the run), `seed`,
     `params` and `grads` (`[P]` float32, change them in place), `layout`, `step` (local steps done), `samples` (trained
     on in these steps), `patience_s` (default deadline of a receive), `norm_limit` (a contribution of more than so many
-    times the usual norm is refused; 0: none).
+    times the usual norm is refused; 0: none), `speeds` (how long local steps take: ours, and as others have told).
     """
 
     def __init__(
@@ -126,8 +154,15 @@ class Peer:
         cohort: Members | None = None,
         began_s: float | None = None,
         crowd: Crowd | None = None,
+        lease: Lessor | None = None,
+        bounded: bool = False,
+        loading_s: Callable[[], float] | None = None,
     ) -> None:
-        """Make a worker's view. Workers that are told of changes together share a `crowd`; alone, call `changed`."""
+        """Make a worker's view. Workers that are told of changes together share a `crowd`; alone, call `changed`.
+
+        `loading_s` says how long getting batches has taken, for accounts in the journal (None: there are none). `lease`
+        asks for samples of the stream that all share, which ends if it is `bounded`; None: each has its own.
+        """
         self._world = world
         self._replica = replica
         self._loop = asyncio.get_running_loop()
@@ -137,8 +172,10 @@ class Peer:
         self._rounds: dict[str, int] = {}
         self._settled: dict[str, int] = {}
         self._unsettled: set[tuple[str, int]] = set()
+        self._declines: dict[str, Callable[[int, Tag], None]] = {}
         self._slots: dict[str, Tensor] = {}
         self._own_slots: set[str] = set()
+        self._restored: set[str] = set()  # slots that nobody has asked for since
         self._tasks: set[asyncio.Task[Any]] = set()
         self._budget = steps
         self._evaluate_every = evaluate_every
@@ -155,8 +192,17 @@ class Peer:
         self.patience_s = patience_s
         self.norm_limit = norm_limit
         self.meter = Meter(self._loop.time, self._record_spent if spans else None)
+        self._loading_s = loading_s
+        self._metered_s = self.now()
+        self._sent: dict[int, tuple[int, float]] = {}  # to whom since then: bytes, seconds on the way
+        self.speeds = Speeds()
+        self._measured_s = 0.0  # of computing, that `speeds` has heard of
+        self.records = 0
         self.host: Host | None = None
+        self.keepers: list[Keeper] = []
         self.guide: Guide | None = None
+        self._stock = None if lease is None else Stock(self, replica, lease, bounded=bounded)
+        self._leaves = False
 
     @property
     def everybody(self) -> Members:
@@ -205,6 +251,9 @@ class Peer:
             self._slots[name] = self._replica.new_slot(like)
             if own:
                 self._own_slots.add(name)
+        elif name in self._restored:  # it came from host memory, and only who asks knows where it belongs
+            self._restored.discard(name)
+            self._slots[name] = self._slots[name].to(self.params if like is None else like)
         return self._slots[name]
 
     def inner_state(self, name: str) -> Tensor:
@@ -234,27 +283,40 @@ class Peer:
         self._replica.set_learning_rate(lr)
 
     @property
+    def budget(self) -> int:
+        """Local steps that the run file gives each worker: what schedules and learning rates are planned for."""
+        return self._budget
+
+    @property
     def steps_left(self) -> int:
-        return self._budget - self.step
+        """Local steps that this worker will still do. With leases the run may end before the budget is spent."""
+        if self._stock is None or self._stock.last_step is None:
+            return self._budget - self.step
+        return max(0, min(self._budget, self._stock.last_step) - self.step)
 
     async def train(self, steps: int) -> int:
         """Do `steps` local steps, fewer if the budget ends; return how many, 0 when it was spent before.
 
-        Raises `TaskError` when the task raises or a loss is not finite.
+        With leases, steps for which the stream has no samples left are missed. Raises `TaskError` when the task raises
+        or a loss is not finite.
         """
         steps = min(steps, self.steps_left)
         if steps <= 0:
             return 0
-        if self.follows:
-            self.miss(steps)
-            return steps
-        self._rest()
-        if self._evaluate_every:
-            await self._evaluate_if_due()
-        began = self.now()
-        self._replica.expect_train(self.step, steps)
-        loss = await self._work("compute", steps, lambda: self._replica.train(self.step, steps))
-        self._trained(steps, began, loss)
+        supplied = 0
+        if not self.follows:
+            self._rest()
+            if self._evaluate_every:
+                await self._evaluate_if_due()
+            supplied = steps if self._stock is None else await self._supply(self._stock, steps)
+        steps = min(steps, self.steps_left)
+        if supplied:
+            began = self.now()
+            self._replica.expect_train(self.step, supplied)
+            loss = await self._work("compute", supplied, lambda: self._replica.train(self.step, supplied))
+            self._trained(supplied, began, loss)
+        self.miss(steps - supplied)
+        await self._look_ahead()
         return steps
 
     async def train_in_pieces(
@@ -267,6 +329,8 @@ class Peer:
         before `step` counts these steps. Raises `TaskError` as `train` does.
         """
         layerwise, steps = None if self.follows else self._world.layerwise, min(steps, self.steps_left)
+        if layerwise is not None and self._stock is not None and await self._supply(self._stock, steps) < steps:
+            layerwise = None
         if layerwise is None or self._evaluation_is_due:
             for gate in gates.values():
                 await gate()
@@ -296,6 +360,7 @@ class Peer:
             self.meter.end_work()
         busy_s = self.meter.seconds["compute"] - before
         self._trained(steps, self.now() - busy_s, losses[0])
+        await self._look_ahead()
 
     async def backward(self, fragments: Sequence[Spans], batch: BatchId | None = None) -> AsyncIterator[int]:
         """Compute one gradient into `grads`; yield each fragment's index as soon as its part is final.
@@ -306,12 +371,16 @@ class Peer:
         if self.steps_left <= 0:
             return
         self._backward_missed = self.follows
+        if not self._backward_missed:
+            self._rest()
+            await self._evaluate_if_due()
+            if self._stock is not None and not await self._supply(self._stock, 1):
+                self._backward_missed, self._backward_loss = True, None
+                self.grads.zero_()
         if self._backward_missed:
             for index in range(len(fragments)):
                 yield index
             return
-        self._rest()
-        await self._evaluate_if_due()
         self.meter.begin_work("compute")
         try:
             async for index in self._world.backward(self, fragments, batch or BatchId(self.id, self.step)):
@@ -323,6 +392,7 @@ class Peer:
         """One step of the inner optimiser on `grads`."""
         await self._work("compute", 0.0, lambda: self._replica.update(self.step))
         self._trained(1, self.now(), self._backward_loss, missed=self._backward_missed)
+        await self._look_ahead()
 
     def miss(self, steps: int) -> None:
         """Count so many local steps, fewer if the budget ends, that rounds went on without; no sample is trained on."""
@@ -331,7 +401,12 @@ class Peer:
             self._trained(steps, self.now(), None, missed=True)
 
     async def loss(self) -> float:
-        """Return the loss of the current parameters on the next batch, without a gradient."""
+        """Return the loss of the current parameters on the next batch, without a gradient; 0 if there is no batch."""
+        if self._stock is not None:
+            self._backward_missed = not await self._supply(self._stock, 1)
+            if self._backward_missed:
+                return 0.0
+            self._stock.computed()
         return await self._work("compute", 1 / 3, lambda: self._replica.loss(self.step))
 
     async def evaluate(self, mean_of: Members | None = None) -> dict[str, float]:
@@ -372,7 +447,17 @@ class Peer:
 
         Whoever does not await it need not look at its failure: the receiver's side of the exchange will tell.
         """
-        return self._world.send(self, to, tag, packet)
+        arrived = self._world.send(self, to, tag, packet)
+        if self._loading_s is not None and packet.nbytes >= LARGE:
+            arrived.add_done_callback(partial(self._has_sent, to, packet.nbytes, self.now()))
+        return arrived
+
+    def tell_speed(self) -> None:
+        """Tell everybody in the run how long our local steps take, if that is known."""
+        if self.speeds.own is not None:
+            for worker in self.everybody:
+                if worker != self.id:
+                    self.send(worker, TOLD, self.speeds.packet())
 
     async def aside(self, numel: int, work: Callable[[], T]) -> T:
         """Return what `work` returns, which encodes, decodes or merges `numel` elements.
@@ -411,7 +496,14 @@ class Peer:
 
     def close(self, channel: str, round_: int) -> None:
         """Drop packets of `channel` for rounds up to `round_`, those that are here and those that will come."""
-        self._mail.close(channel, round_)
+        answer = self._declines.get(channel)
+        for source, tag in self._mail.close(channel, round_):
+            if answer is not None:
+                answer(source, tag)
+
+    def decline(self, channel: str, answer: Callable[[int, Tag], None]) -> None:
+        """Have `answer(source, tag)` called for what comes on `channel` and nobody asks for while its round lasts."""
+        self._declines[channel] = answer
 
     async def vote(self, ballot: Ballot) -> Decision:
         """Hand in this worker's vote on an attempt at a round; return what all live members are told."""
@@ -422,6 +514,37 @@ class Peer:
     def contributes(self, channel: str, round_: int) -> None:
         """The worker has handed something in to a round that is voted on: it is not at rest until the round ends."""
         self._unsettled.add((channel, round_))
+        self.hands_in(channel, round_)
+
+    def hands_in(self, channel: str, round_: int) -> None:
+        """What the worker has trained on so far goes into that round, or to that server, from now on.
+
+        Its samples are settled when `ended_round`, `handed_in` or `taken_up` says so; until then they may be lost with
+        the worker.
+        """
+        if self._stock is not None:
+            self._stock.handed_in((channel, round_))
+
+    def handed_in(self, channel: str, round_: int, *, used: bool) -> None:
+        """What `hands_in` was called for has been used by others, or was in vain and will not be handed in again."""
+        if self._stock is not None:
+            self._stock.ended((channel, round_), Settled if used else Lost)
+
+    def taken_up(self, channel: str, round_: int, words: Sequence[asyncio.Future[None]]) -> None:
+        """What `hands_in` was called for is used by others when one of these `words` of ours has arrived; of none: not.
+
+        In the latter case it will be handed in again.
+        """
+        if self._stock is None:
+            return
+        if not words:
+            self._stock.ended((channel, round_), None)
+        for word in words:
+            word.add_done_callback(lambda sent: self._has_come(channel, round_, sent))
+
+    def _has_come(self, channel: str, round_: int, sent: asyncio.Future[None]) -> None:
+        if not sent.cancelled() and sent.exception() is None:
+            self.handed_in(channel, round_, used=True)
 
     def party(self, channel: str, group: tuple[int, ...] = ()) -> Members:
         """Return who takes part in the next round of a channel (of `group` alone, if given), as known now."""
@@ -460,14 +583,20 @@ class Peer:
         return task
 
     def record(self, record: Record) -> None:
+        self.records += 1
         self._world.record(record)
 
     def refuse(self, source: int, error: FrameError) -> None:
         """Count what `source` sent and we do not take; the journal is told at the end of a round."""
         self._refused[source, error.code] += 1
 
-    def ended_round(self, channel: str, round_: int, outcome: str, members: Sequence[int]) -> None:
-        """Journal what a round came to, and what was refused since the last one, and drop its mail."""
+    def ended_round(
+        self, channel: str, round_: int, outcome: str, members: Sequence[int], *, cumulative: bool = True
+    ) -> None:
+        """Journal what a round came to, and what was refused since the last one, and drop its mail.
+
+        `cumulative`: if it was skipped, what the worker handed in is in its parameters and so in the next round.
+        """
         self._unsettled.discard((channel, round_))
         self._settled[channel] = round_
         self.close(channel, round_)
@@ -483,6 +612,11 @@ class Peer:
                 sent_bytes=self.meter.sent_bytes,
             )
         )
+        self._record_accounts()
+        if self._stock is not None:
+            shared = outcome != "skipped" and self.id in members and len(members) > 1
+            vain = outcome == "skipped" and not cumulative
+            self._stock.ended((channel, round_), Settled if shared else Lost if vain else None)
 
     # -- for the worlds ------------------------------------------------------------------------------------------
 
@@ -493,11 +627,17 @@ class Peer:
             await rule(self)
             for task in [task for task in self._tasks if task.done()]:
                 task.result()  # what is done and still here has failed
+            if self._stock is not None:
+                self._stock.finish()
             await self._evaluate_if_due(last=True)
         finally:
             self._record_refused()
             self.stop()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def leave(self) -> None:
+        """Leave the run when at rest next, about to train: the machine will be taken away soon."""
+        self._leaves = True
 
     def stop(self) -> None:
         """Cancel what runs beside the rule: nothing of it goes on from where it waits."""
@@ -508,6 +648,7 @@ class Peer:
         """Return the worker's last record, with its accounts."""
         self._record_refused()
         self.meter.close()
+        self._stock = None  # what arrives now says nothing any more
         self._everybody = self._members = self.cohort  # thousands of leavers must not keep thousands of lists
         return Left(
             time_s=self.now(),
@@ -526,6 +667,11 @@ class Peer:
         return self._rounds
 
     @property
+    def rounds_settled(self) -> dict[str, int]:
+        """Rounds that have ended so far, by channel; begun ones, where rounds do not end."""
+        return {**self._rounds, **self._settled}
+
+    @property
     def follows(self) -> bool:
         """Whether the worker is a newcomer that takes part in nothing yet."""
         return self.guide is not None and not self.everybody.guests.get(self.id)
@@ -537,15 +683,51 @@ class Peer:
             tensors[STATISTICS] = self.statistics
         tensors |= {INNER + name: self._replica.inner_state(name).clone() for name in self._inner_states}
         tensors |= {SLOT + name: self._slots[name].clone() for name in self._slots if name not in self._own_slots}
-        return Snapshot(self.step, {**self._rounds, **self._settled}, tensors)
+        return Snapshot(self.step, self.rounds_settled, tensors)
+
+    def whole_snapshot(self) -> Snapshot:
+        """Return all that the worker is at rest, in host memory: what it goes on from another day."""
+        live = {PARAMS: self.params, **{SLOT + name: slot for name, slot in self._slots.items()}, **self.own_state()}
+        life = Life(
+            time_s=self.now(),
+            samples=self.samples,
+            records=self.records,
+            inner_steps=self._replica.inner_steps,
+            next_evaluation=self._next_evaluation,
+            evaluated=self._evaluated,
+            own_slots=tuple(sorted(self._own_slots)),
+            **self.meter.accounts(),
+        )
+        copies = {name: values.detach().to("cpu", copy=True) for name, values in live.items()}
+        return Snapshot(self.step, self.rounds_settled, copies, life)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the live tensors that are the worker's alone, by name: buffers, inner optimiser, slots of its own."""
+        live = {BUFFER + name: values for name, values in self._replica.buffers().items()}
+        live |= {INNER + name: self._replica.inner_state(name) for name in self._inner_states}
+        return live | {SLOT + name: self._slots[name] for name in sorted(self._own_slots)}
+
+    def restore_own(self, tensors: Mapping[str, Tensor], inner_steps: int) -> None:
+        """Take over tensors that `own_state` returned; the inner optimiser had done so many steps. As `restore`."""
+        self._take_over(tensors)
+        self._own_slots |= {name.removeprefix(SLOT) for name in tensors if name.startswith(SLOT)}
+        self._replica.set_inner_steps(inner_steps)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Be what the snapshot is of. Raises `PeerGone` if it is of another model or inner optimiser."""
+        self._take_over(snapshot.tensors)
+        self.stand_at(snapshot.step, snapshot.rounds)
+        if snapshot.life is not None:
+            self._live_on(snapshot.life)
+
+    def _take_over(self, tensors: Mapping[str, Tensor]) -> None:
         held_by_name = {PARAMS: self.params}
+        held_by_name |= {BUFFER + name: values for name, values in self._replica.buffers().items()}
         held_by_name |= {INNER + name: self._replica.inner_state(name) for name in self._inner_states}
-        for name, values in snapshot.tensors.items():
+        for name, values in tensors.items():
             if name.startswith(SLOT):
                 self._slots[name.removeprefix(SLOT)] = values
+                self._restored.add(name.removeprefix(SLOT))
             elif name == STATISTICS:
                 self.statistics = values
             else:
@@ -553,7 +735,16 @@ class Peer:
                 if held is None or held.numel() != values.numel():
                     raise PeerGone(f"the state has a '{name}' of {values.numel()} elements, which is not what we have")
                 held.copy_(values)
-        self.stand_at(snapshot.step, snapshot.rounds)
+
+    def _live_on(self, life: Life) -> None:
+        """The worker's earlier life was this far."""
+        self._began = self._loop.time() - life.time_s
+        self.samples = life.samples
+        self._replica.set_inner_steps(life.inner_steps)
+        self._next_evaluation, self._evaluated = life.next_evaluation, life.evaluated
+        self._own_slots = set(life.own_slots)
+        self.meter.go_on(life.seconds, life.sent_bytes, life.received_bytes, life.messages_sent)
+        self._measured_s = self.meter.seconds["compute"]
 
     @property
     def _inner_states(self) -> tuple[str, ...]:
@@ -573,11 +764,17 @@ class Peer:
         if source not in self.everybody:
             return
         try:
+            if tag == TOLD:
+                self.speeds.told(source, packet)
+                return
             if tag.round > ROUNDS_A_STEP * self._budget * len(self.cohort) + MORE_ROUNDS:
                 raise FrameError("future", f"{tag}: no round of this run can have such a number")
             self._mail.put(source, tag, packet)
         except FrameError as error:
-            self.refuse(source, error)
+            if error.code == "stale" and tag.channel in self._declines:
+                self._declines[tag.channel](source, tag)
+            else:
+                self.refuse(source, error)
 
     def changed(self, members: Members) -> None:
         """The membership has changed: waits for those who have gone end with `PeerGone`."""
@@ -594,9 +791,32 @@ class Peer:
     def backward_done(self, loss: float | None) -> None:
         """The world has finished a gradient whose loss this is."""
         self._backward_loss = loss
+        if self._stock is not None:
+            self._stock.computed()
 
     def _record_spent(self, kind: str, seconds: float) -> None:
         self.record(Spent(time_s=self.now(), worker=self.id, activity=kind, seconds=seconds))
+
+    def _has_sent(self, to: int, nbytes: int, began: float, arrived: asyncio.Future[None]) -> None:
+        if not arrived.cancelled() and arrived.exception() is None:
+            before, seconds = self._sent.get(to, (0, 0.0))
+            self._sent[to] = before + nbytes, seconds + self.now() - began
+
+    def _record_accounts(self) -> None:
+        now = self.now()
+        if self._loading_s is None or now - self._metered_s < METER_S:
+            return
+        sent, self._sent, self._metered_s = self._sent, {}, now
+        self.record(
+            Metered(
+                time_s=now,
+                worker=self.id,
+                seconds=self.meter.so_far(),
+                loading_s=self._loading_s(),
+                received_bytes=self.meter.received_bytes,
+                sent=tuple((to, *sent[to]) for to in sorted(sent)),
+            )
+        )
 
     def _record_refused(self) -> None:
         for (source, code), count in sorted(self._refused.items()):
@@ -608,8 +828,27 @@ class Peer:
             self._tasks.discard(task)
 
     def _rest(self) -> None:
-        if self.host is not None and not self._unsettled:
+        if self._unsettled:
+            return
+        if self._leaves:
+            raise PeerGone(PREEMPTED)
+        if self.host is not None:
             self.host.rest()
+        for keeper in list(self.keepers):
+            keeper.rest()
+
+    async def _supply(self, stock: Stock, steps: int) -> int:
+        """Have samples for that many local steps, fewer if the stream ends, and ask for as many more; return how many.
+
+        The next phase is probably as long as this one: so its samples are here when it begins, unless a phase is
+        shorter than the coordinator takes to answer.
+        """
+        return await stock.provide(self.step, steps, max(0, min(steps, self.steps_left - steps)))
+
+    async def _look_ahead(self) -> None:
+        """Learn whether the stream that all share has ended, before the rule asks how many steps are left."""
+        if self._stock is not None and self.steps_left:
+            await self._stock.look(self.step)
 
     async def _work(self, kind: str, steps: float, work: Callable[[], T]) -> T:
         self.meter.begin_work(kind)
@@ -626,6 +865,10 @@ class Peer:
 
     def _trained(self, steps: int, began: float, loss: float | None, missed: bool = False) -> None:
         self.step += steps
+        computed_s = self.meter.seconds["compute"]
+        if computed_s > self._measured_s and not missed:
+            self.speeds.measured(steps, computed_s - self._measured_s)
+        self._measured_s = computed_s
         samples = 0 if missed else steps * self._replica.batch_size
         self.samples += samples
         now = self.now()
@@ -636,10 +879,13 @@ class Peer:
                 step=self.step,
                 steps=steps,
                 samples=samples,
-                seconds=now - began,
+                seconds=0.0 if missed else now - began,
                 loss=loss,
             )
         )
+        self._record_accounts()
+        if self._stock is not None and samples:
+            self._stock.trained(samples)
 
     @property
     def _evaluation_is_due(self) -> bool:
@@ -781,12 +1027,18 @@ class Mailbox:
                 if wait.source in gone or (wait.among is not None and any(worker in wait.among for worker in gone)):
                     wait.future.set_exception(PeerGone(f"of the workers {sorted(gone)} one is needed here"))
 
-    def close(self, channel: str, round_: int) -> None:
+    def close(self, channel: str, round_: int) -> Sequence[tuple[int, Tag]]:
+        """Drop these packets; return whose they were, but for signals, which nobody need have waited for."""
         self._closed[channel] = max(round_, self._closed.get(channel, -1))
-        if self._arrived:
-            for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
-                for source, packet in self._arrived.pop(tag).items():
-                    self._held[source] -= packet.nbytes
+        if not self._arrived:
+            return ()
+        dropped = []
+        for tag in [tag for tag in self._arrived if tag.channel == channel and tag.round <= round_]:
+            for source, packet in self._arrived.pop(tag).items():
+                self._held[source] -= packet.nbytes
+                if packet.codec != SIGNAL:
+                    dropped.append((source, tag))
+        return dropped
 
     def _expire(self) -> None:
         """End the waits whose deadline has come. One timer serves all: most waits end long before their deadline."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import torch
@@ -45,11 +48,15 @@ class Replica(Protocol):
     inner: Inner
 
     def inner_state(self, name: str) -> Tensor: ...
+    @property
+    def inner_steps(self) -> int: ...
     def set_inner_steps(self, steps: int) -> None: ...
+    def buffers(self) -> dict[str, Tensor]: ...
     def vector(self, size: int) -> Tensor: ...
     def set_learning_rate(self, lr: float) -> None: ...
     def new_slot(self, like: Tensor | None) -> Tensor: ...
     def abandon(self) -> None: ...
+    def lease(self, step: int, start: int) -> None: ...
     def expect_train(self, step: int, steps: int) -> None: ...
     def train(self, step: int, steps: int) -> float | None: ...
     def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None: ...
@@ -122,6 +129,9 @@ class TorchReplica:
         self.model.train()
         self.optimizer = inner.fit(self.layout.matrices()).build(self.params)
         self.params.grad = self._model_grads = self.grads
+        self.loading_s = 0.0
+        """Seconds that getting batches has taken so far."""
+        self._leases: list[tuple[int, int]] = []  # (first local step, first sample), ascending
         self._readiness = _Readiness(self.model, self.layout)
         self._norms = [
             module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
@@ -134,6 +144,12 @@ class TorchReplica:
         state: Tensor = self.optimizer.state[params][name]
         return state
 
+    @property
+    def inner_steps(self) -> int:
+        """Steps that the inner optimiser believes it has done; 0 if it does not count them."""
+        (params,) = self.optimizer.param_groups[0]["params"]
+        return int(self.optimizer.state[params].get("step", 0))
+
     def set_inner_steps(self, steps: int) -> None:
         """Have the inner optimiser believe that it has done so many steps, as its bias corrections go by them."""
         (params,) = self.optimizer.param_groups[0]["params"]
@@ -142,6 +158,15 @@ class TorchReplica:
             state["step"].fill_(steps)
         elif "step" in state:
             state["step"] = steps
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the live tensors of the model's state dict that are no parameters, by name: running statistics, ..."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        return {
+            name: values
+            for name, values in self.model.state_dict().items()
+            if isinstance(values, Tensor) and name not in parameters
+        }
 
     def vector(self, size: int) -> Tensor:
         """Return a new vector of that length on the device of `params`."""
@@ -163,6 +188,15 @@ class TorchReplica:
 
     def abandon(self) -> None:
         """Nothing is under way that must end before the state is somebody else's."""
+
+    def lease(self, step: int, start: int) -> None:
+        """From local step `step` on train on the samples from `start` on of the stream that all workers share.
+
+        That is worker 0's. Without a lease a worker trains on its own stream.
+        """
+        while self._leases and self._leases[-1][0] >= step:
+            self._leases.pop()
+        self._leases.append((step, start))
 
     def expect_train(self, step: int, steps: int) -> None:
         """Nothing begins before it is asked for."""
@@ -249,6 +283,15 @@ class TorchReplica:
         """Return a checksum of the parameters' bytes."""
         return digest([self.params])
 
+    def _samples_of(self, worker: int, step: int) -> tuple[int, int]:
+        """Return the stream (a worker's number) and the first sample of a local step of `worker`."""
+        if worker == self.worker and self._leases:
+            place = bisect_right(self._leases, step, key=itemgetter(0))
+            if place:
+                since, start = self._leases[place - 1]
+                return 0, start + (step - since) * self.batch_size
+        return worker, step * self.batch_size
+
     def _running(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the live running means and variances of the batch normalisations, in the order of the model."""
         return [norm.get_buffer("running_mean") for norm in self._norms], [
@@ -269,7 +312,10 @@ class TorchReplica:
         else:
             torch.manual_seed(seed)
         try:
-            batch = self.task.batch(worker, step * self.batch_size, self.batch_size)
+            stream, start = self._samples_of(worker, step)
+            began = time.perf_counter()
+            batch = self.task.batch(stream, start, self.batch_size)
+            self.loading_s += time.perf_counter() - began
             return self.task.loss(self.model, to_device(batch, self.device))
         except TaskError:
             raise
@@ -395,8 +441,15 @@ class PhantomReplica:
         require_state(self.inner, name)
         return self.params
 
+    @property
+    def inner_steps(self) -> int:
+        return 0
+
     def set_inner_steps(self, steps: int) -> None:
         return None
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {}
 
     def vector(self, size: int) -> Tensor:
         return Phantom(size)  # type: ignore[return-value]
@@ -408,6 +461,9 @@ class PhantomReplica:
         return self.params if like is None else like
 
     def abandon(self) -> None:
+        return None
+
+    def lease(self, step: int, start: int) -> None:
         return None
 
     def expect_train(self, step: int, steps: int) -> None:

@@ -32,6 +32,14 @@ class Task(Part):
         """How many tokens a sample has, for the simulator's step times on a device; None: samples are no sequences."""
         return None
 
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """How many samples an epoch has: of worker 0's stream, `n e .. n (e + 1) - 1` are each of them once.
+
+        None: the stream has no epochs, as when samples are drawn with replacement.
+        """
+        return None
+
     @abstractmethod
     def model(self) -> nn.Module:
         """Return a new model. Called under a fixed seed, so that every worker starts from equal weights."""

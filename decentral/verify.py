@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from decentral.coverage import Tally
 from decentral.errors import VerificationError
 from decentral.journal import Joined, Left, Record, Synced, Trained
 from decentral.traffic import Traffic
@@ -27,15 +28,23 @@ def verify(records: Iterable[Record], traffic: Traffic | None = None) -> None:
     - Its local steps follow each other without gap or overlap, each on equally many samples or missed, and what it
       leaves with is their number: every sample is accounted for once. What is missed takes no time. Who joins a run
       that goes on begins where its state was taken.
+    - With leases, nobody trains on samples that it has not leased, nor settles any that it has not trained on.
     - Work takes place after the worker has joined and after the work before it, and as long as it says.
     - A round of a channel ends once for each worker that joined, and after the rounds before it.
     - In virtual time, what it did while it was there adds up to how long it was there.
     - Bytes from each worker to each other one are sent, and then either received or lost (in watched runs), and what
       the network saw of a worker is what the worker has counted itself.
     """
+    for _ in verified(records, traffic):
+        pass
+
+
+def verified(records: Iterable[Record], traffic: Traffic | None = None) -> Iterator[Record]:
+    """Yield the records of a run, each as soon as it has been verified; raises as `verify` does, maybe at the end."""
     check = _Check(virtual=traffic is not None)
     for record in records:
         check.see(record)
+        yield record
     check.end()
     if traffic is not None and traffic.watched:
         _check_traffic(traffic, check.sent_bytes, check.received_bytes)
@@ -61,6 +70,7 @@ class _Check:
         self._workers: dict[int, _Worker] = {}
         self._now = -math.inf
         self._batch: float | None = None
+        self._tally = Tally()
         self.sent_bytes: Counter[int] = Counter()
         self.received_bytes: Counter[int] = Counter()
 
@@ -72,6 +82,7 @@ class _Check:
         if not record.time_s >= before:
             _fail(record, f"the clock went back: it was {before} s already")
         self._now = worker.last_at = record.time_s
+        self._tally.see(record)
         if isinstance(record, Joined):
             self._joined(record, worker)
         elif not worker.present:

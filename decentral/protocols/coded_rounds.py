@@ -25,6 +25,7 @@ class CodedRounds(ServerRule):
     as its steps.
     """
 
+    unaccountable = "a worker computes gradients of other workers' batches"
     stragglers: int = Field(default=1, ge=0)
     """Workers that nobody waits for (s); each worker computes s + 1 gradients."""
     outer: OuterField = OuterSGD(lr=0.1)
@@ -70,7 +71,7 @@ class CodedRounds(ServerRule):
     async def serve(self, server: Server) -> None:
         jobs: dict[int, Any] = {}
         waiting: list[int] = []
-        momentum = server.peer.slot("momentum")
+        momentum = server.slot("momentum")
         for number in self.rounds(server):
             jobs[number] = self.new_job(server, number)
             for worker in waiting:

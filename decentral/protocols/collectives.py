@@ -398,7 +398,11 @@ async def exchange(
 
 
 def offer(peer: Peer, links: Links, values: Tensor, codec: Codec, tag: Tag) -> None:
-    """Start sending `values` `[n]` along the links: one part of an exchange that `conclude` ends, maybe much later."""
+    """Start sending `values` `[n]` along the links: one part of an exchange that `conclude` ends, maybe much later.
+
+    What the worker has trained on by the last part goes into the exchange.
+    """
+    peer.hands_in(_given(tag.channel), tag.round)
     packet = codec.encode(values)
     for to in links.to:
         peer.send(to, tag, packet)
@@ -413,6 +417,7 @@ async def conclude(
     links is applied by both or by neither, if all that the two hear is from each other or from one closed group. A
     failed one costs at most two deadlines and ends as a skipped round. `like` is a vector as long as what was sent.
     """
+    peer.decline(channel, functools.partial(_decline, peer, links, round_))
     verdict = Tag(channel, round_, "v")
     heard: list[dict[int, Tensor]] = [{} for _ in parts]
     whole = True
@@ -421,6 +426,8 @@ async def conclude(
         for part, by_worker in zip(parts, heard, strict=True):
             for source in links.source:
                 packet = (await peer.recv(source, Tag(channel, round_, part), deadline - peer.now()))[1]
+                if packet.codec == SIGNAL:
+                    raise PeerGone(f"worker {source} has other partners in this round")
                 try:
                     by_worker[source] = codec.decode(packet, like)
                 except FrameError as error:
@@ -429,8 +436,7 @@ async def conclude(
     except (PeerGone, TimeoutError, FrameError):
         whole = False
     answer = signal("ok" if whole else "no")
-    for source in links.source:
-        peer.send(source, verdict, answer)
+    told = [peer.send(source, verdict, answer) for source in links.source]
     deadline = peer.now() + peer.patience_s
     try:
         for to in links.to:
@@ -439,4 +445,18 @@ async def conclude(
         whole = False
     together = sorted({peer.id, *links.to, *links.source})
     peer.ended_round(channel, round_, "committed" if whole else "skipped", together)
+    peer.taken_up(_given(channel), round_, told if whole else ())
     return heard if whole else None
+
+
+def _decline(peer: Peer, links: Links, round_: int, source: int, tag: Tag) -> None:
+    """Tell who has offered us something in vain that nothing comes back: it may know other members than we did."""
+    if tag.round == round_ and source in links.source:
+        return  # it has our verdict
+    for name in (tag.part, "v"):
+        peer.send(source, Tag(tag.channel, tag.round, name), signal("no"))
+
+
+def _given(channel: str) -> str:
+    """Return the name for what is given to others on a channel: they have it when our verdict has come, not before."""
+    return f"given {channel}"

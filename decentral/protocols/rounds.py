@@ -35,6 +35,7 @@ class AllReduceRule(SyncRule):
     """A rule whose workers settle rounds. How updates travel and are merged is chosen alike for all such rules."""
 
     newcomers: ClassVar[Newcomers] = "follow"
+    rests: ClassVar[bool] = True
     codec: CodecField = Float32()
     """How updates travel."""
     all_reduce: AllReduce = "butterfly"
@@ -172,7 +173,9 @@ class Round:
             self._members = decision.members
             for index, piece in self._pieces.items():
                 piece.start(self._reduction(index))
-        self._peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
+        self._peer.ended_round(
+            self._channel, self._number, decision.outcome, decision.members.ids, cumulative=self._cumulative
+        )
         skipped = decision.outcome == "skipped"
         for piece in self._pieces.values():
             if not skipped:

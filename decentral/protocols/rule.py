@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from decentral.errors import ConfigError
 from decentral.part import Part
 from decentral.peer import Peer
+from decentral.protocols.schedule import Schedule
 from decentral.state import Layout
+
+if TYPE_CHECKING:
+    from decentral.protocols.exchanges import Exchanges
 
 Newcomers = Literal["none", "at once", "follow"]
 
@@ -24,12 +28,28 @@ class SyncRule(Part):
     """Whether a worker may come into a run that has begun, with another's state: "follow" in rules that vote on their
     rounds, which it hears until it takes part; "at once" in rules that need no vote; "none" if it cannot."""
 
+    unaccountable: ClassVar[str] = ""
+    """Why nobody could say which samples the rule has consumed, so that they cannot be leased; empty: they can."""
+
+    rests: ClassVar[bool] = False
+    """Whether all workers stand, now and then, between the same two rounds with nothing on its way: a checkpoint takes
+    them there, and the rule goes on from it to the same bits."""
+
     @abstractmethod
     async def run(self, peer: Peer) -> None:
         """Drive one worker until `peer.train` (or `peer.backward`) says that the budget is spent."""
 
     def check(self, workers: int) -> None:
         """Refuse, with `ConfigError`, what this rule cannot do with so many workers. Called when a run file is read."""
+
+    @property
+    def takes_newcomers(self) -> bool:
+        """Whether a worker may come into a run that has begun."""
+        try:
+            self.check_newcomers()
+        except ConfigError:
+            return False
+        return True
 
     def check_newcomers(self) -> None:
         """Refuse, with `ConfigError`, a fleet to which workers come after the start, if the rule cannot take them."""
@@ -39,6 +59,37 @@ class SyncRule(Part):
                 "(fleet.churn, start_s of a group, or a 'join' event); take them out, or a rule that can, such as "
                 "'diloco', 'streaming_diloco', 'noloco', 'gossip' or 'ddp'"
             )
+
+    def check_leases(self, bounded: bool) -> None:
+        """Refuse, with `ConfigError`, a stream of samples that all share (and that ends, if `bounded`)."""
+        if self.unaccountable:
+            raise ConfigError(
+                f"leases: under rule '{self.spelling()}' {self.unaccountable}, so nobody could say which samples were "
+                "consumed; leave leases out, or take another rule, such as 'diloco', 'ddp' or 'noloco'"
+            )
+        period = getattr(self, "period", None)
+        if bounded and isinstance(period, Schedule) and not period.equal:
+            raise ConfigError(
+                "epochs: when the samples are used up all workers end at the same local step, and "
+                f"'{period.spelling()}' fits steps to each one's speed; give steps in place of epochs, or a period of "
+                "equal phases"
+            )
+
+    def check_checkpoints(self) -> None:
+        """Refuse, with `ConfigError`, checkpoints of a run whose workers are never at rest together."""
+        if not self.rests:
+            raise ConfigError(
+                f"checkpoint.url: under rule '{self.spelling()}' workers are never at rest together, so there are no "
+                "checkpoints; leave the URL out, or take another rule, such as 'diloco', 'ddp', 'noloco' or 'gossip'"
+            )
+
+    def exchanges(self) -> Exchanges | None:
+        """Return what all rounds are, if each is a local phase, one exchange and nothing else; None otherwise.
+
+        A simulation without tensors then needs no messages. It is not asked of a class that only inherits it and has a
+        `run` of its own.
+        """
+        return None
 
     def check_layout(self, layout: Layout) -> None:
         """Refuse, with `ConfigError`, a model this rule cannot train. Called before the first step."""

@@ -8,16 +8,18 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from decentral.accounts import accounts_of
+from decentral.accounts import TO_THE_END, accounts_of
 from decentral.config import Run
 from decentral.errors import ConfigError
 from decentral.journal import Left, Record
+from decentral.leases import LeaseBook
 from decentral.outcome import Outcome
 from decentral.peer import Peer
 from decentral.replica import Replica, held_out
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.durations import fleet_of
 from decentral.sim.engine import computed, phantoms
+from decentral.sim.lean import Timed, timed
 from decentral.sim.memory import check_memory
 from decentral.sim.watch import UNWATCHED, Watch
 from decentral.sim.world import SimWorld
@@ -31,13 +33,16 @@ def simulate(
     *,
     timing_only: bool = False,
     on_record: Callable[[Record], None] | None = None,
+    until: Callable[[Record], bool] | None = None,
     watch: Watch = UNWATCHED,
 ) -> Outcome:
     """Return what a run comes to in virtual time. The same run gives the same records, bit for bit.
 
     `timing_only` skips all tensor work: times, traffic and round outcomes alone. `on_record` sees every record as it is
-    made. `watch` says how closely to look. Raises `DecentralError` for what is the user's to mend, such as a fleet of
-    which nobody is left, and `VerificationError` if the run contradicts itself.
+    made; where no messages are needed to tell the times (`decentral.sim.lean`), that is at the end. `until` is asked of
+    every record whether the run is to stop there and then; whoever is in it leaves "stopped", as it is. `watch` says
+    how closely to look. Raises `DecentralError` for what is the user's to mend, such as a fleet of which nobody is
+    left, and `VerificationError` if the run contradicts itself.
     """
     task = run.make_task()
     records: list[Record] = []
@@ -46,15 +51,24 @@ def simulate(
         records.append(item)
         if on_record is not None:
             on_record(item)
+        if until is not None and until(item):
+            loop.call_soon(world.stop)
 
-    record = records.append if on_record is None else record_and_tell
+    record = records.append if on_record is None and until is None else record_and_tell
     with _threads(run.real.threads), _rare_collections(), ExitStack() as stack:
         before = {} if timing_only else held_out(task, run.seed)  # first: this is where missing data shows
         replicas = phantoms(run, task) if timing_only else stack.enter_context(computed(run, task))
-        run.rule.check_layout(replicas[0].layout)
+        layout = replicas[0].layout
+        run.rule.check_layout(layout)
+        fleet = fleet_of(run, task, layout.size)
+        if timing_only and until is None and watch == UNWATCHED:
+            times = timed(run, fleet, layout.size)
+            if times is not None:
+                return _told(run, times, on_record)
         loop = VirtualLoop()
         peers: list[Peer] = []
-        world = SimWorld(loop, fleet_of(run, task, replicas[0].layout.size), run.seed, record, watch)
+        book = LeaseBook(run.batch_size, run.leased_samples(task)) if run.leases else None
+        world = SimWorld(loop, fleet, run.seed, record, watch, book)
         loop.at_instant_end(lambda: check_memory(run, peers))  # rules make their slots before the first step
         try:
             loop.run_until_complete(_run(world, run, replicas, peers, evaluates=not timing_only, spans=watch.spans))
@@ -74,6 +88,20 @@ def simulate(
     return outcome
 
 
+def _told(run: Run, times: Timed, on_record: Callable[[Record], None] | None) -> Outcome:
+    """Return what a run came to whose times are known, and tell of its records."""
+    outcome = Outcome(times.records, times.seconds, traffic=times.traffic)
+
+    def told() -> Iterator[Record]:
+        for record in outcome.verified():
+            if on_record is not None:
+                on_record(record)
+            yield record
+
+    outcome.accounts = accounts_of(run.fleet, told(), times.seconds, times.traffic)
+    return outcome
+
+
 async def _run(
     world: SimWorld, run: Run, replicas: list[Replica], peers: list[Peer], evaluates: bool, spans: bool
 ) -> None:
@@ -90,9 +118,12 @@ async def _run(
             patience_s=run.patience_s,
             norm_limit=run.norm_limit,
             spans=spans,
+            loading_s=(lambda: 0.0) if spans else None,  # batches take no virtual time
             crowd=world.crowd,
             cohort=world.cohort,
             began_s=0.0,
+            lease=world.lease if run.leases else None,
+            bounded=run.epochs is not None,
         )
         peers.append(peer)
         return peer
@@ -101,9 +132,9 @@ async def _run(
 
 
 def _finished(outcome: Outcome, run: Run) -> set[int]:
-    """Return the workers that did all their steps; raises `ConfigError` if there is none."""
+    """Return the workers that did all their steps, or were there when the run was stopped; `ConfigError` if none."""
     left = [record for record in outcome.records if isinstance(record, Left)]
-    finished = {record.worker for record in left if record.reason == "finished"}
+    finished = {record.worker for record in left if record.reason in TO_THE_END}
     if not finished:
         last = left[-1]
         raise ConfigError(

@@ -14,10 +14,11 @@ from decentral.errors import PeerGone
 from decentral.fleet import Event, Fleet
 from decentral.fleet.happenings import happenings, happenings_until, starters
 from decentral.journal import Record
-from decentral.members import Ballot, Decision, Members, Roster
+from decentral.leases import Grant, LeaseBook, Request
+from decentral.members import Ballot, Decision, Members, Roster, cohort_of
 from decentral.peer import Crowd, Peer
 from decentral.protocols import SyncRule
-from decentral.protocols.joining import Host, enter
+from decentral.protocols.joining import Host, entering
 from decentral.replica import BatchId, Spans, seed_of
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.durations import Durations
@@ -35,10 +36,16 @@ _Cargo = tuple[Peer, Peer, Tag, Packet, "asyncio.Future[None]"]
 
 
 class SimWorld:
-    """Workers that share a virtual loop, a network and a roster."""
+    """Workers that share a virtual loop, a network and a roster, and, if there is a `book`, a stream of samples."""
 
     def __init__(
-        self, loop: VirtualLoop, fleet: Fleet, seed: int, record: Callable[[Record], None], watch: Watch = UNWATCHED
+        self,
+        loop: VirtualLoop,
+        fleet: Fleet,
+        seed: int,
+        record: Callable[[Record], None],
+        watch: Watch = UNWATCHED,
+        book: LeaseBook | None = None,
     ) -> None:
         self._loop = loop
         self._fleet = fleet
@@ -49,7 +56,7 @@ class SimWorld:
         self._duration = Durations(fleet, seed, self._listed, loop.time)
         self._links = Links(fleet, seed, loop.time)
         self._network = watch.network(fleet.sites(), loop, **self._links.options())
-        self._cohort = Members(0, tuple(range(fleet.size)))
+        self._cohort = cohort_of(fleet.size)
         self._roster = Roster(self._cohort.ids, self._changed, absent=set(self._cohort) - starters(fleet))
         self.crowd = Crowd(self._roster.members)
         self._untold = False
@@ -61,7 +68,8 @@ class SimWorld:
         self._unsent: list[int] = [0] * fleet.size
         self._drained: dict[int, asyncio.Future[None]] = {}
         self._sites = SiteTally(fleet.sites())
-        self.record = record
+        self._write, self._book = record, book
+        self.record = record if book is None else self._record_and_book
         self.layerwise = LayerwisePhases(loop, self._duration) if fleet.layerwise else None
 
     @property
@@ -106,6 +114,16 @@ class SimWorld:
                 main.cancel()
             await asyncio.gather(*self._mains.values(), return_exceptions=True)
 
+    def stop(self) -> None:
+        """End the run now: whoever is in it leaves."""
+        for worker in sorted(self._peers):
+            peer = self._peers.pop(worker)
+            self._mains[worker].cancel()
+            peer.stop()
+            self.record(peer.left("stopped"))
+        if not self._over.done():
+            self._over.set_result(None)
+
     def _begin(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         self._peers[peer.id] = peer
         if self._fleet.brings_newcomers:
@@ -141,7 +159,10 @@ class SimWorld:
         elif event.kind == "crash":
             self._crash(event.worker)
         elif event.kind == "preempt":
-            self._loop.call_at(event.gone_at_s, self._take_away, event.worker, self._peers.get(event.worker))
+            peer = self._peers.get(event.worker)
+            self._loop.call_at(event.gone_at_s, self._take_away, event.worker, peer)
+            if self._book is not None and event.notice_s and peer is not None:
+                peer.leave()
         elif event.kind == "join":
             self._join(event.worker)
         elif event.kind == "link" and event.factor is not None:
@@ -173,12 +194,7 @@ class SimWorld:
             return  # there is nobody who could let it in
         self._roster.join(worker)
         host = random.Random(seed_of(self._seed, "host", worker, self._roster.members.epoch)).choice(able)
-
-        async def enter_and_run(peer: Peer) -> None:
-            await enter(peer, host, follow=self._rule.newcomers == "follow")
-            await self._rule.run(peer)
-
-        self._begin(self._make(worker), enter_and_run)
+        self._begin(self._make(worker), entering(self._rule, host))
 
     async def _live(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -218,8 +234,10 @@ class SimWorld:
         if worker not in self._peers:
             self._roster.remove(worker)
 
-    def _changed(self, _members: Members) -> None:
+    def _changed(self, members: Members) -> None:
         """Tell everybody once an instant, for a thousand workers may finish together; not before somebody can tell."""
+        if self._book is not None:
+            self._book.changed(members)
         if not self._untold:
             self._untold = True
             if self._loop.time() < self._away_until_s:
@@ -305,12 +323,31 @@ class SimWorld:
         def decided(decision: Decision) -> None:
             self._loop.call_later(self._fleet.latency_s, self._hand_over, answer, decision)
 
-        await self._loop.sleep(self._fleet.latency_s)
-        if self._loop.time() < self._away_until_s:
-            await self._loop.sleep(self._away_until_s - self._loop.time())
+        await self._reach_coordinator()
         self._roster.vote(ballot, decided)
         return await answer
 
     def _hand_over(self, answer: asyncio.Future[Decision], decision: Decision) -> None:
         if not answer.done():
             answer.set_result(decision)
+
+    async def _reach_coordinator(self) -> None:
+        """Return when a message from a worker has come to the coordinator and it is there."""
+        await self._loop.sleep(self._fleet.latency_s)
+        if self._loop.time() < self._away_until_s:
+            await self._loop.sleep(self._away_until_s - self._loop.time())
+
+    # -- sample leases ---------------------------------------------------------------------------------------------
+
+    async def lease(self, request: Request) -> Grant:
+        """Ask the book, one latency away; the answer takes another one."""
+        assert self._book is not None
+        await self._reach_coordinator()
+        grant = self._book.lease(request)
+        await self._loop.sleep(self._fleet.latency_s)
+        return grant
+
+    def _record_and_book(self, record: Record) -> None:
+        assert self._book is not None
+        self._book.saw(record)
+        self._write(record)

@@ -33,8 +33,15 @@ class PooledReplica:
         self._do(TorchReplica.set_learning_rate, lr)
         self.inner = self.inner.model_copy(update={"lr": lr})
 
+    @property
+    def inner_steps(self) -> int:
+        return int(self._do(_inner_steps))
+
     def set_inner_steps(self, steps: int) -> None:
         self._do(TorchReplica.set_inner_steps, steps)
+
+    def buffers(self) -> dict[str, Tensor]:
+        return self._local.buffers()
 
     def vector(self, size: int) -> Tensor:
         return self._local.vector(size)
@@ -48,6 +55,9 @@ class PooledReplica:
             begun, self._begun = self._begun, None
             with suppress(DecentralError):
                 begun.call.result()
+
+    def lease(self, step: int, start: int) -> None:
+        self._pool.submit(self._local.worker, TorchReplica.lease, step, start)
 
     def expect_train(self, step: int, steps: int) -> None:
         self._begin(TorchReplica.train, step, steps)
@@ -111,6 +121,10 @@ class _Begun(NamedTuple):
     call: Call
     order: tuple[Any, ...]
     version: int
+
+
+def _inner_steps(replica: TorchReplica) -> int:
+    return replica.inner_steps
 
 
 def _backward(
