@@ -8,7 +8,7 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Int8
 from decentral.protocols.outer import Nesterov, OuterField
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Growing, Period
+from decentral.protocols.schedule import EqualPeriod, Growing
 
 
 class AutoLoCo(AllReduceRule):
@@ -23,7 +23,7 @@ class AutoLoCo(AllReduceRule):
     """
 
     name = "autoloco"
-    period: Period = Growing()
+    period: EqualPeriod = Growing()
     """Local steps between rounds (H)."""
     reference: int = Field(default=100, ge=1)
     """Phase length for which `outer` is given (H_ref), in local steps."""

@@ -11,7 +11,7 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import Float32
 from decentral.protocols.outer import Nesterov, OuterField, OuterSGD
 from decentral.protocols.rounds import AllReduceRule, Round
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import EqualPeriod, Every
 
 
 class HierarchicalDiLoCo(AllReduceRule):
@@ -29,7 +29,7 @@ class HierarchicalDiLoCo(AllReduceRule):
 
     name = "hierarchical"
     newcomers = "none"
-    period: Period = Every(period=50)
+    period: EqualPeriod = Every(period=50)
     """Local steps between rounds inside a region (H)."""
     rounds: PositiveInt = 10
     """Rounds inside a region for each round of all (R); the last step is always followed by both."""

@@ -14,7 +14,7 @@ from decentral.protocols.copying import give, take
 from decentral.protocols.outer import Outer, OuterField, OuterSGD
 from decentral.protocols.population import best, clipped, donors, drawn, explored
 from decentral.protocols.rounds import AllReduceRule, Round, agreed_mean
-from decentral.protocols.schedule import Every, FixedPeriod, Period
+from decentral.protocols.schedule import EqualPeriod, Every, FixedPeriod
 
 WORST = 1e30
 """What a group's loss counts for if it is no number, or a larger one."""
@@ -40,8 +40,9 @@ class PBT(AllReduceRule):
     """
 
     name = "pbt"
+    unaccountable = "a group that copies another one's model drops its own"
     newcomers = "none"
-    period: Period = Every(period=50)
+    period: EqualPeriod = Every(period=50)
     """Local steps between rounds inside a group (H)."""
     ready: FixedPeriod = 500
     """Local steps between comparisons (R); a phase that would go beyond ends with it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from abc import abstractmethod
 from bisect import bisect_right
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from decentral.inner import Inner
 from decentral.naming import part_named
@@ -17,9 +18,17 @@ from decentral.part import Part
 from decentral.peer import Peer
 from decentral.replica import seed_of
 
+PROBE = 3
+"""Local steps of a phase whose right length is not known yet: few, for everybody waits for the slowest."""
+ROUNDING = 1e-9
+"""Steps by which sums of floating-point seconds may fall short of a whole one."""
+
 
 class Schedule(Part):
     """Says, right after a round, how many local steps come before the next one."""
+
+    equal: ClassVar[bool] = True
+    """Whether the phases of all workers are equally long in local steps."""
 
     @abstractmethod
     def steps(self, peer: Peer) -> int:
@@ -45,7 +54,7 @@ class Planned(Schedule):
         """Return the length of the phase that begins at local step `step` of `total_steps`: local steps, at least 1."""
 
     def steps(self, peer: Peer) -> int:
-        return self.phase(peer.step, peer.step + peer.steps_left, peer.inner)
+        return self.phase(peer.step, peer.budget, peer.inner)
 
 
 class QSR(Planned):
@@ -102,7 +111,7 @@ class MatchedRandom(Schedule):
     """The schedule whose phases are shuffled, alike for every worker."""
 
     def steps(self, peer: Peer) -> int:
-        ends = _shuffled_ends(self.schedule, peer.step + peer.steps_left, peer.inner, peer.seed)
+        ends = _shuffled_ends(self.schedule, peer.budget, peer.inner, peer.seed)
         return ends[bisect_right(ends, peer.step)] - peer.step if peer.steps_left else 1
 
 
@@ -117,8 +126,59 @@ def _shuffled_ends(schedule: Planned, total_steps: int, inner: Inner, seed: int)
     return list(itertools.accumulate(phases))
 
 
+class Timed(Schedule):
+    """A round about every so many seconds: each worker does as many local steps as it can in that time.
+
+        H_i = floor(T / s_i), at least 1;   s_i: seconds that a local step takes worker i
+
+    Workers need not hear of each other for it. The first two phases are a few steps: one to warm up, one that tells a
+    worker its speed. From then on a phase of constant speed takes more than T - s_i seconds and at most T, so nobody
+    waits longer than one step of its own. What others do is not fed back and a measurement is soon forgotten: there is
+    nothing that could swing.
+    """
+
+    name = "timed"
+    equal = False
+    seconds: float = Field(gt=0, allow_inf_nan=False)
+    """Seconds of computing between rounds (T)."""
+
+    def steps(self, peer: Peer) -> int:
+        own = peer.speeds.own
+        return PROBE if own is None else max(1, int(self.seconds / own + ROUNDING))
+
+
+class DyLU(Schedule):
+    """The fastest worker does H local steps, each other one as many as it can in that time.
+
+        H_i = floor(H v_i / max_j v_j);   v_i = 1 / s_i, local steps a second
+
+    Dynamic local updates, Liu et al., arXiv 2401.09135, section 4, for rules without a server; as `timed` with
+    T = H min_j s_j. When a phase begins each worker tells all others its s_i, a packet of a few bytes, and they hear it
+    while they train. The first three phases are a few steps: the third is for hearing of the others.
+    """
+
+    name = "dylu"
+    equal = False
+    period: int = Field(ge=1)
+    """Local steps of the fastest worker between rounds (H)."""
+    ratio: float = Field(default=20.0, ge=1)
+    """How many times more steps the fastest may do than any other worker. One that is slower than that makes the others
+    wait; one that says it is faster cannot make their phases shorter than H / ratio."""
+
+    def steps(self, peer: Peer) -> int:
+        peer.tell_speed()
+        own, others = peer.speeds.own, [worker for worker in peer.members if worker != peer.id]
+        told = peer.speeds.of(others)
+        if own is None or (others and not told):
+            return min(PROBE, self.period)
+        return max(math.ceil(self.period / self.ratio), int(self.period * min([own, *told]) / own + ROUNDING))
+
+
 PLANNED: dict[str, type[Planned]] = {schedule.name: schedule for schedule in (QSR, Growing)}
-SCHEDULES: dict[str, type[Schedule]] = {Every.name: Every, MatchedRandom.name: MatchedRandom, **PLANNED}
+SCHEDULES: dict[str, type[Schedule]] = {
+    **{schedule.name: schedule for schedule in (Every, MatchedRandom, Timed, DyLU)},
+    **PLANNED,
+}
 
 
 def _schedule(value: Any) -> Any:
@@ -131,6 +191,20 @@ def _schedule(value: Any) -> Any:
 
 Period = Annotated[Schedule, BeforeValidator(_schedule)]
 """A field type for rules: a whole number H (a round every H local steps) or a schedule by name."""
+
+
+def _require_equal(schedule: Schedule) -> Schedule:
+    if not schedule.equal:
+        equal = ", ".join(sorted(name for name, each in SCHEDULES.items() if each.equal))
+        raise ValueError(
+            f"this rule needs equally long phases on all workers, and '{schedule.spelling()}' fits them to each one's "
+            f"speed; give a whole number of local steps, or one of {equal}"
+        )
+    return schedule
+
+
+EqualPeriod = Annotated[Period, AfterValidator(_require_equal)]
+"""A field type for rules whose workers must do equally many local steps: a `Period` that sees to it."""
 
 
 def _steps(value: Any) -> Any:

@@ -13,7 +13,7 @@ from decentral.protocols.collectives import AllReduce, require_dense
 from decentral.protocols.gossip import mix
 from decentral.protocols.rounds import agreed_mean
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import EqualPeriod, Every
 from decentral.protocols.topology import RandomGroups, require_two
 
 
@@ -28,7 +28,7 @@ class SingleMerge(SyncRule):
     """
 
     name = "single_merge"
-    period: Period = Every(period=100)
+    period: EqualPeriod = Every(period=100)
     """Local steps between rounds (H)."""
     rate: float = Field(default=0.2, ge=0, le=1)
     """Chance of a pair to average in a round (R)."""
@@ -55,12 +55,11 @@ class SingleMerge(SyncRule):
         require_dense(self.codec)
 
     async def run(self, peer: Peer) -> None:
-        budget = peer.step + peer.steps_left
         while await peer.train(self.period.steps(peer)):
             round_ = peer.next_round("pair")
             if not peer.steps_left and self.merge_at_end:
                 continue  # nothing is worth mixing right before the merge
-            if self.window is not None and self.window[0] < peer.step / budget <= self.window[1]:
+            if self.window is not None and self.window[0] < peer.step / peer.budget <= self.window[1]:
                 await self._merge(peer)
             else:
                 await self._gossip(peer, round_)

@@ -8,9 +8,24 @@ import pytest
 from cluster import cluster
 from pydantic import ValidationError
 
+from decentral.errors import ConfigError
 from decentral.journal import Trained
 from decentral.peer import Peer
-from decentral.protocols import DiLoCo, Every, Gossip, LocalSGD, NoLoCo, Schedule, SingleMerge
+from decentral.protocols import (
+    PBT,
+    AutoLoCo,
+    DiLoCo,
+    DyLU,
+    Every,
+    Gossip,
+    HierarchicalDiLoCo,
+    LocalSGD,
+    NoLoCo,
+    Schedule,
+    SingleMerge,
+    StreamingDiLoCo,
+    Timed,
+)
 from decentral.sim.simulate import simulate
 
 
@@ -59,3 +74,27 @@ def test_a_schedule_of_ones_own_is_named_by_module_and_class() -> None:
 def test_what_is_no_period_is_refused(wrong: Any) -> None:
     with pytest.raises(ValidationError):
         DiLoCo(period=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"name": "dylu"}, {"name": "dylu", "period": 0}, {"name": "timed", "seconds": 0}])
+def test_schedules_by_speed_need_a_length(wrong: Any) -> None:
+    with pytest.raises(ValidationError):
+        DiLoCo(period=wrong)
+
+
+@pytest.mark.parametrize("schedule", [DyLU(period=4), Timed(seconds=1)], ids=["dylu", "timed"])
+@pytest.mark.parametrize("rule", [AutoLoCo, HierarchicalDiLoCo, PBT, SingleMerge], ids=lambda rule: rule.name)
+def test_rules_whose_workers_count_steps_together_take_equal_phases_alone(rule: Any, schedule: Schedule) -> None:
+    with pytest.raises(ValidationError, match=f"'{schedule.name}' fits them to each one's speed.*every"):
+        rule(period=schedule)
+
+
+def test_rules_that_talk_at_fixed_steps_take_no_schedule_by_speed() -> None:
+    with pytest.raises(ValidationError, match="not 'dylu'"):
+        StreamingDiLoCo(period=DyLU(period=4))  # type: ignore[arg-type]
+
+
+def test_workers_that_end_at_one_local_step_take_equal_phases() -> None:
+    DiLoCo(period=DyLU(period=4)).check_leases(bounded=False)
+    with pytest.raises(ConfigError, match="'dylu' fits steps to each one's speed; give steps in place of epochs"):
+        DiLoCo(period=DyLU(period=4)).check_leases(bounded=True)

@@ -29,6 +29,7 @@ from decentral.protocols import (
     DecoupledDiLoCo,
     DeMo,
     DiLoCo,
+    DyLU,
     DynamicBackupWorkers,
     EagerDiLoCo,
     Edges,
@@ -62,6 +63,7 @@ from decentral.protocols import (
     SparseMean,
     StreamingDiLoCo,
     SyncRule,
+    Timed,
     Torus,
 )
 from decentral.protocols.codecs import DCT, E3M0, EF21, ErrorFeedback, PowerSGD, TopK
@@ -103,6 +105,9 @@ CASES: dict[str, Case] = {
     "gossip": Case(Gossip(period=3)),
     "single_merge": Case(SingleMerge(period=3, rate=0.7)),
     "local_sgd, every step at first": Case(LocalSGD(period=3, switch_step=2)),
+    "diloco, steps by speed": Case(DiLoCo(period=DyLU(period=6)), steps=24, exact=False),
+    "noloco, steps by speed": Case(NoLoCo(period=DyLU(period=6)), steps=24, exact=False),
+    "local_sgd by the clock": Case(LocalSGD(period=Timed(seconds=0.2)), steps=24, exact=False),
     "local_sgd in random phases": Case(LocalSGD(period=MatchedRandom(schedule=QSR(base=1, alpha=0.2)))),
     "slowmo": Case(SlowMo(period=3)),
     "co2": Case(CO2(period=2, beta=0.5)),
