@@ -23,7 +23,7 @@ from benchmarks.timing_only import JITTER, make_run
 from decentral.sim.simulate import simulate
 
 WORKERS = (100, 300, 1_000, 3_000, 10_000)
-WORKER_ROUNDS = 20_000
+WORKER_ROUNDS = 50_000
 """Of the longer run, beyond those of the shorter."""
 FEW = 2
 """Rounds of the shorter run."""

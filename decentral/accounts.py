@@ -1,10 +1,10 @@
 """What a run used and what that cost: each worker's time, samples, bytes, dollars and energy; each link's traffic.
 
 A machine is *rented* from the moment it joins until it leaves, by its own will or not: a crash ends its bill. A worker
-that crashed is *down* until it joins again or the run ends. Its samples are *useful* up to the last settled round that
-counted it among its members; those of a worker that finished all are. *Possible* samples are those it would have
-trained on at its own measured pace, had it computed all the time for which it was rented; goodput is useful samples
-by possible ones.
+that crashed is *down* until it joins again or the run ends. The samples of a stay are *useful* up to the last settled
+round that counted the worker among its members; those of a stay that lasted to the end all are. *Possible* samples are
+those it would have trained on at its own measured pace, had it computed all the time for which it was rented; goodput
+is useful samples by possible ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from decentral.journal import Joined, Left, Record, Synced, Trained
 from decentral.traffic import Traffic
 
 SETTLED = ("committed", "degraded")
+TO_THE_END = ("finished", "stopped")
+"""Why workers leave that are not lost: they have done their steps, or the run has been stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +111,11 @@ class Accounts:
         }
 
 
-def accounts_of(fleet: Fleet, records: Sequence[Record], seconds: float, traffic: Traffic) -> Accounts:
-    """Return the accounts of a run that has ended: its whole journal, its length and what its network carried."""
+def accounts_of(fleet: Fleet, records: Iterable[Record], seconds: float, traffic: Traffic) -> Accounts:
+    """Return the accounts of a run that has ended: its whole journal, its length and what its network carried.
+
+    The journal is gone through once, and again if somebody has not stayed to the end.
+    """
     lives = _lives(records)
     useful = _useful_samples(records, lives)
     groups = fleet.each()
@@ -147,7 +152,7 @@ class _Life:
 
     @property
     def finished(self) -> bool:
-        return bool(self.left) and self.left[-1].reason == "finished"
+        return bool(self.left) and self.left[-1].reason in TO_THE_END
 
     def spent(self, *kinds: str) -> float:
         return sum(left.seconds.get(kind, 0.0) for left in self.left for kind in kinds)
@@ -170,21 +175,24 @@ def _lives(records: Iterable[Record]) -> dict[int, _Life]:
 
 
 def _useful_samples(records: Iterable[Record], lives: dict[int, _Life]) -> dict[int, int]:
-    """Return, of each worker that did not finish, the samples up to the last settled round that counted it."""
-    doomed = {life.worker for life in lives.values() if not life.finished}
-    if not doomed:
-        return {}
-    trained: Counter[int] = Counter()
-    useful: Counter[int] = Counter()
+    """Return each worker's samples less those that a stay which did not last to the end had in no settled round."""
+    if all(left.reason in TO_THE_END for life in lives.values() for left in life.left):
+        return {life.worker: life.samples for life in lives.values()}
+    unsettled: Counter[int] = Counter()
+    useful = dict.fromkeys(lives, 0)
     seen: set[tuple[str, int, tuple[int, ...]]] = set()
     for record in records:
         if isinstance(record, Trained):
-            trained[record.worker] += record.samples
+            unsettled[record.worker] += record.samples
+        elif isinstance(record, Left):
+            left = unsettled.pop(record.worker, 0)
+            useful[record.worker] += left if record.reason in TO_THE_END else 0
         elif isinstance(record, Synced) and record.outcome in SETTLED:
             key = (record.channel, record.round, record.members)
             if key not in seen:  # every member tells of the round
                 seen.add(key)
-                useful.update({worker: trained[worker] - useful[worker] for worker in doomed.intersection(key[2])})
+                for worker in record.members:
+                    useful[worker] += unsettled.pop(worker, 0)
     return useful
 
 
@@ -208,7 +216,7 @@ def _worker_account(
         idle_s=idle_s,
         down_s=away_s if life.finished else away_s + seconds - ends[-1],
         samples=life.samples,
-        useful_samples=life.samples if life.finished else useful.get(life.worker, 0),
+        useful_samples=useful[life.worker],
         possible_samples=None if pace is None else pace * rented_s,
         sent_bytes=sum(left.sent_bytes for left in life.left),
         received_bytes=sum(left.received_bytes for left in life.left),

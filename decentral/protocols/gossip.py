@@ -14,6 +14,7 @@ from torch import Tensor
 from decentral.peer import Peer
 from decentral.protocols.codecs import Codec, CodecField, Float32
 from decentral.protocols.collectives import exchange, require_dense
+from decentral.protocols.exchanges import Exchanges
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
 from decentral.protocols.topology import Links, RandomGroups, TopologyField, require_two
@@ -44,6 +45,7 @@ class Gossip(SyncRule):
 
     name = "gossip"
     newcomers = "at once"
+    rests = True
     period: Period = Every(period=50)
     """Local steps between exchanges (H)."""
     topology: TopologyField = RandomGroups()
@@ -61,6 +63,10 @@ class Gossip(SyncRule):
         require_two(workers, self.name)
         require_dense(self.codec)
         self.topology.check(workers)
+
+    def exchanges(self) -> Exchanges:
+        """What is mixed, and how much of it, takes no time."""
+        return Exchanges(self.period, self.topology, self.codec)
 
     async def run(self, peer: Peer) -> None:
         while await peer.train(self.period.steps(peer)):

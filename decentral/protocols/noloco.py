@@ -8,12 +8,17 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import conclude, offer, require_dense
+from decentral.protocols.exchanges import Exchanges
 from decentral.protocols.merge import mean
 from decentral.protocols.outer import consensus_momentum
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import Every, Period
 from decentral.protocols.topology import RandomGroups, require_two
 from decentral.wire import Tag
+
+CHANNEL = "fast"
+FAST, SLOW = "theta", "phi"
+"""What travels in a round."""
 
 
 class NoLoCo(SyncRule):
@@ -30,6 +35,7 @@ class NoLoCo(SyncRule):
 
     name = "noloco"
     newcomers = "at once"
+    rests = True
     period: Period = Every(period=50)
     """Local steps between rounds (m)."""
     alpha: float = Field(default=0.5, ge=0, lt=1)
@@ -54,21 +60,27 @@ class NoLoCo(SyncRule):
                 f"{min(self.group, workers)} and {workers} workers it must be in (0, {bound:.4g})"
             )
 
+    def exchanges(self) -> Exchanges | None:
+        """If phi travels too it does so ahead of its round, which is more than an exchange."""
+        if self._gamma != self.beta:
+            return None
+        return Exchanges(self.period, RandomGroups(size=self.group), self.codec, CHANNEL, FAST, slots=2)
+
     async def run(self, peer: Peer) -> None:
         slow = peer.slot("slow", peer.params)
         velocity = peer.slot("velocity")
         topology = RandomGroups(size=self.group)
-        parts = ("theta",) if self._gamma == self.beta else ("theta", "phi")
+        parts = (FAST,) if self._gamma == self.beta else (FAST, SLOW)
         while True:
-            round_ = peer.next_round("fast")
-            if "phi" in parts and peer.steps_left:
+            round_ = peer.next_round(CHANNEL)
+            if SLOW in parts and peer.steps_left:
                 # The next partners are known from the seed: phi travels while we train, and waits in their mail.
-                offer(peer, topology.links(peer, round_), slow, self.codec, Tag("fast", round_, "phi"))
+                offer(peer, topology.links(peer, round_), slow, self.codec, Tag(CHANNEL, round_, SLOW))
             if not await peer.train(self.period.steps(peer)):
                 return
             links = topology.links(peer, round_)
-            offer(peer, links, peer.params, self.codec, Tag("fast", round_, "theta"))
-            heard = await conclude(peer, links, parts, slow, self.codec, channel="fast", round_=round_)
+            offer(peer, links, peer.params, self.codec, Tag(CHANNEL, round_, FAST))
+            heard = await conclude(peer, links, parts, slow, self.codec, channel=CHANNEL, round_=round_)
             fast, *slows = heard or [{} for _ in parts]
             consensus_momentum(
                 slow,

@@ -8,7 +8,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from decentral.config import Run
-from decentral.journal import Joined, Synced
 from decentral.outcome import Outcome
 from decentral.task import Task
 
@@ -17,12 +16,8 @@ JOULES_PER_KWH = 3.6e6
 
 def summarize(run: Run, task: Task, outcome: Outcome) -> dict[str, Any]:
     """Return the run's figures as JSON-able fields: metrics, samples, seconds, and each worker's accounts."""
-    parameters = next((record.parameters for record in outcome.records if isinstance(record, Joined)), 0)
+    parameters = outcome.totals.parameters
     groups = run.fleet.each()
-    rounds: dict[str, int] = {}
-    for record in outcome.records:
-        if isinstance(record, Synced):
-            rounds[record.outcome] = rounds.get(record.outcome, 0) + 1
     return {
         "rule": run.rule.to_table(),
         "headline": task.headline,
@@ -32,7 +27,7 @@ def summarize(run: Run, task: Task, outcome: Outcome) -> dict[str, Any]:
         "samples": outcome.samples(),
         "seconds": outcome.seconds,
         "data_parallel_bytes": data_parallel_bytes(parameters, run.fleet.size, run.steps),
-        "round_outcomes": rounds,
+        "round_outcomes": dict(outcome.totals.rounds),
         "workers": [
             {
                 "worker": left.worker,

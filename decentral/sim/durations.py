@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from decentral.fleet.groups import Slowing, Stalls
 from decentral.fleet.units import HOUR_S
 from decentral.replica import seed_of
 from decentral.task import Task
+
+DRAWN_AHEAD = 512
+"""Factors that are drawn for a worker at a time: each of ten thousand generators is out of the cache at its turn."""
+NONE = np.empty(0)
 
 
 def fleet_of(run: Run, task: Task, parameters: int) -> Fleet:
@@ -52,6 +57,7 @@ class Durations:
         self._speed = [group.speed for group in groups]
         self._sigma = [fleet.jitter if group.jitter is None else group.jitter for group in groups]
         self._chance = [np.random.default_rng(seed_of(seed, "jitter", worker)) for worker in range(fleet.size)]
+        self._drawn: dict[int, tuple[np.ndarray[Any, np.dtype[np.float64]], int]] = {}  # and how many of them are used
         slow: dict[int, list[Event]] = {}
         for event in events:
             if event.kind == "slow" and event.worker is not None:
@@ -68,10 +74,18 @@ class Durations:
         sigma = self._sigma[worker]
         if sigma:
             whole = max(1, round(steps))
-            factors = self._chance[worker].lognormal(-sigma * sigma / 2, sigma, whole)  # of mean 1, one a step
-            seconds *= float(np.add.reduce(factors)) / whole
+            seconds *= float(np.add.reduce(self._factors(worker, sigma, whole))) / whole
         pace = self._paces.get(worker)
         return seconds if pace is None else pace.seconds(self._clock(), seconds)
+
+    def _factors(self, worker: int, sigma: float, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the worker's next `count` factors, of mean 1: the same ones however many are drawn at a time."""
+        drawn, place = self._drawn.get(worker, (NONE, 0))
+        if place + count > len(drawn):
+            more = self._chance[worker].lognormal(-sigma * sigma / 2, sigma, max(count, DRAWN_AHEAD))
+            drawn, place = np.concatenate([drawn[place:], more]), 0
+        self._drawn[worker] = drawn, place + count
+        return drawn[place : place + count]
 
 
 class _Pace:

@@ -21,21 +21,26 @@ def check_memory(run: Run, peers: Iterable[Peer]) -> None:
     """
     groups = run.fleet.each()
     for peer in peers:
-        device = groups[peer.id].device
-        if device is None:
-            continue
-        replica = FLOAT32_BYTES * peer.layout.size
-        parts = {
-            "parameters": replica,
-            "gradients": replica,
-            "inner optimiser": replica * (len(run.inner.momenta) + len(run.inner.variances)),
-            "rule": 0 if run.real.offload else sum(FLOAT32_BYTES * slot.numel() for slot in peer.slots.values()),
-        }
-        memory = device_named(device).memory_gib * GIB
-        if sum(parts.values()) > memory:
-            told = ", ".join(f"{what} {nbytes / GIB:.1f}" for what, nbytes in parts.items())
-            raise ConfigError(
-                f"fleet.workers: worker {peer.id} is a {device} with {memory / GIB:g} GiB, and needs "
-                f"{sum(parts.values()) / GIB:.1f} GiB before activations: {told}; take a larger device, a smaller "
-                "model, or real.offload = true"
-            )
+        slots = sum(slot.numel() for slot in peer.slots.values())
+        check_worker(run, peer.id, groups[peer.id].device, peer.layout.size, slots)
+
+
+def check_worker(run: Run, worker: int, device: str | None, parameters: int, slots: int) -> None:
+    """Do so for one worker whose slots have so many elements in all."""
+    if device is None:
+        return
+    replica = FLOAT32_BYTES * parameters
+    parts = {
+        "parameters": replica,
+        "gradients": replica,
+        "inner optimiser": replica * (len(run.inner.momenta) + len(run.inner.variances)),
+        "rule": 0 if run.real.offload else FLOAT32_BYTES * slots,
+    }
+    memory = device_named(device).memory_gib * GIB
+    if sum(parts.values()) > memory:
+        told = ", ".join(f"{what} {nbytes / GIB:.1f}" for what, nbytes in parts.items())
+        raise ConfigError(
+            f"fleet.workers: worker {worker} is a {device} with {memory / GIB:g} GiB, and needs "
+            f"{sum(parts.values()) / GIB:.1f} GiB before activations: {told}; take a larger device, a smaller "
+            "model, or real.offload = true"
+        )

@@ -21,7 +21,7 @@ class Watch:
     checks: bool = False
     """The same, and after every allocation see that no link carries more than it can."""
     spans: bool = False
-    """Journal what each worker did when (`Spent` records)."""
+    """Journal what each worker did when, and its accounts every second (`Spent` and `Metered` records)."""
 
     def network(self, sites: Sequence[str | None], *args: Any, **options: Any) -> Network:
         """Return a network whose node i stands at `sites[i]`, watched if need be."""
