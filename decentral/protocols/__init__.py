@@ -74,7 +74,7 @@ from decentral.protocols.robust import (
 )
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.savic import SAVIC
-from decentral.protocols.schedule import QSR, SCHEDULES, Every, Growing, MatchedRandom, Schedule
+from decentral.protocols.schedule import QSR, SCHEDULES, DyLU, Every, Growing, MatchedRandom, Schedule, Timed
 from decentral.protocols.sgp import SGP
 from decentral.protocols.single_merge import SingleMerge
 from decentral.protocols.slowmo import SlowMo
@@ -133,6 +133,7 @@ __all__ = [
     "DeMo",
     "DecoupledDiLoCo",
     "DiLoCo",
+    "DyLU",
     "Dynamic8",
     "DynamicBackupWorkers",
     "EagerDiLoCo",
@@ -188,6 +189,7 @@ __all__ = [
     "SparseMean",
     "StreamingDiLoCo",
     "SyncRule",
+    "Timed",
     "TopK",
     "Topology",
     "Torus",

@@ -13,7 +13,7 @@ from decentral.protocols.codecs import CodecField, Float32
 from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.edge_rates import EdgeRates, clocks
 from decentral.protocols.graphs import Ring
-from decentral.protocols.hosting import hear
+from decentral.protocols.hosting import hear, stay_of
 from decentral.protocols.merge import pull
 from decentral.protocols.poisson import Meeting, Meetings, flow
 from decentral.protocols.rounds import agreed_mean
@@ -142,4 +142,4 @@ async def _all_done(peer: Peer) -> None:
     for other in others:
         peer.send(other, done, signal("done"))
     for other in others:
-        await hear(peer, other, done)
+        await hear(peer, other, stay_of(peer, other), done)

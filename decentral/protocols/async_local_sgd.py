@@ -20,6 +20,7 @@ class AsyncRule(LocalStepsRule):
     the server has seen of each worker, transfers included, mostly in its last phase.
     """
 
+    newcomers = "at once"
     grace_s: float = Field(default=0.5, ge=0)
     """Seconds after the first push in which others may join it; infinite: everybody waits for everybody."""
     dylu: bool = True
@@ -74,7 +75,7 @@ class AsyncLocalSGD(AsyncRule):
             )
 
     async def serve(self, server: Server) -> None:
-        momentum, pushed = server.peer.slot("momentum"), server.peer.slot("pushed")
+        momentum, pushed = server.slot("momentum"), server.slot("pushed")
         delay = self.delay or len(server.peer.cohort)
         async for push in self.arrivals(server):
             share = self.spread

@@ -31,6 +31,7 @@ class CO2(AllReduceRule):
 
     name = "co2"
     newcomers = "none"
+    rests = False
     period: Period = Every(period=48)
     """Local steps between rounds (tau)."""
     alpha: float = Field(default=1.0, gt=0)

@@ -40,6 +40,7 @@ class DynamicBackupWorkers(LocalStepsRule):
     """
 
     name = "dbw"
+    unaccountable = "pushes that come too late are dropped"
     period: FixedPeriod = 1
     lr: float = Field(default=1.0, gt=0)
     """Server learning rate (eta)."""

@@ -35,6 +35,7 @@ class DecoupledDiLoCo(SyncRule):
     """
 
     name = "decoupled_diloco"
+    unaccountable = "a round goes on without learners that are late, which lose these steps"
     period: FixedPeriod = 24
     """Local steps of the syncer's worker between two launches of a fragment (H)."""
     fragments: CutField = Balanced()

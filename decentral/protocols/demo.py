@@ -89,6 +89,7 @@ class Psyche(DeMo):
 
     name = "psyche"
     newcomers = "none"
+    rests = False
     decay: float = Field(default=0.995, ge=0, lt=1)
     codec: CodecField = DCT(k=4, values=Sign())
 

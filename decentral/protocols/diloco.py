@@ -50,7 +50,7 @@ class DiLoCo(AllReduceRule):
         momentum = peer.slot("momentum")
         counted = peer.samples
         while await peer.train(self.period.steps(peer)):
-            weight = peer.samples - counted if self.weighted else 1
+            weight = max(1, peer.samples - counted) if self.weighted else 1
             mean = await self.agreed_mean(peer, anchor - peer.params, weight)
             if mean is not None:
                 counted = peer.samples

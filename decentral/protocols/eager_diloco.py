@@ -23,6 +23,7 @@ class EagerDiLoCo(AllReduceRule):
 
     name = "eager_diloco"
     newcomers = "none"
+    rests = False
     period: Period = Every(period=30)
     """Local steps between rounds (H), which hide the transfer."""
     outer: OuterField = Nesterov(lr=0.4)

@@ -25,6 +25,7 @@ class FactoredGossip(SyncRule):
     """
 
     name = "factored_gossip"
+    rests = True
     period: Period = Every(period=100)
     """Local steps between rounds (H)."""
     parameters: TopologyField = RandomGroups()

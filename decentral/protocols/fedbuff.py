@@ -30,7 +30,7 @@ class FedBuff(AsyncRule):
     dylu: bool = False
 
     async def serve(self, server: Server) -> None:
-        momentum, change = server.peer.slot("momentum"), server.peer.slot("pushed")
+        momentum, change = server.slot("momentum"), server.slot("pushed")
         outer = self.outer.fit([entry.stop - entry.start for entry in server.peer.layout.entries])
         buffered: list[tuple[int, int]] = []  # worker, staleness
         async for push in self.arrivals(server):

@@ -38,6 +38,7 @@ class FedCompass(LocalStepsRule):
     """
 
     name = "fedcompass"
+    newcomers = "at once"
     period: FixedPeriod = 100
     """Most local steps before a push (Qmax)."""
     ratio: float = Field(default=5.0, ge=1)

@@ -29,6 +29,7 @@ class FedKSeed(AllReduceRule):
 
     name = "fedkseed"
     newcomers = "none"
+    rests = False
     period: Period = Every(period=200)
     """Local steps between rounds (H)."""
     seeds: int = Field(default=4096, ge=1)

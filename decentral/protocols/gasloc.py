@@ -28,6 +28,7 @@ class GASLoC(SyncRule):
     """
 
     name = "gasloc"
+    rests = True
     period: Period = Every(period=50)
     """Local steps between rounds (H)."""
     lr: float = Field(default=0.7, gt=0)

@@ -35,14 +35,34 @@ class Push(NamedTuple):
     elapsed_s: float
 
 
-def push_channel(host: int, worker: int) -> str:
-    """Return the channel on which a worker talks to the server at worker `host`."""
+def host_of(peer: Peer) -> int:
+    """Return the member beside which the server runs: of those who came first the lowest.
+
+    A worker that is back is there for as long as it has been back, so it takes nothing from who has served meanwhile.
+    """
+    came = {worker: place for place, worker in enumerate(peer.everybody.admitted.get("", ()))}
+    return min(peer.members, key=lambda worker: (came.get(worker, -1), worker))
+
+
+def stay_of(peer: Peer, worker: int) -> str:
+    """Name the worker's stay in the run, as known now: "3", or "3.1" once it has left, which need not be back yet."""
+    gone = peer.everybody.departed.count(worker)
+    return f"{worker}.{gone}" if gone else f"{worker}"
+
+
+def push_channel(host: str, worker: str) -> str:
+    """Return the channel on which a worker talks to a server, both named by their stays: nothing old is on it."""
     return f"push {host} {worker}"
 
 
-def pull_channel(host: int) -> str:
-    """Return the channel on which the server at worker `host` answers."""
-    return f"pull {host}"
+def pull_channel(host: str, worker: str) -> str:
+    """Return the channel on which a server answers a worker, both named by their stays."""
+    return f"pull {host} {worker}"
+
+
+def knock(host: str) -> Tag:
+    """Return the tag by which a newcomer has the server at the stay `host` listen to it."""
+    return Tag(f"knock {host}", 0)
 
 
 def deliver(peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None] | None:
@@ -53,19 +73,22 @@ def deliver(peer: Peer, to: int, tag: Tag, packet: Packet) -> asyncio.Future[Non
     return peer.send(to, tag, packet)
 
 
-async def hear(peer: Peer, source: int, tag: Tag, serving: asyncio.Task[None] | None = None) -> Packet | None:
-    """Return the packet, however long its sender takes; None when that has gone.
+async def hear(
+    peer: Peer, source: int, stay: str, tag: Tag, serving: asyncio.Task[None] | None = None
+) -> Packet | None:
+    """Return the packet, however long its sender takes; None when its `stay` is over, though it may be back.
 
     Raises what `serving`, which is to send it, has failed with.
     """
-    while True:
+    while stay_of(peer, source) == stay:
         try:
             return (await peer.recv(source, tag))[1]
         except TimeoutError:
             if serving is not None and serving.done():
                 await serving
         except PeerGone:
-            return None
+            break
+    return None
 
 
 class UsualNorms:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from decentral.errors import PeerGone
 from decentral.members import Ballot, Decision
 from decentral.peer import Peer
 from decentral.protocols.codecs import Float32
+from decentral.protocols.rule import SyncRule
 from decentral.replica import digest
 from decentral.snapshot import Snapshot
 from decentral.wire import FrameError, Packet, Tag, signal, signal_text
@@ -51,6 +52,16 @@ async def enter(peer: Peer, host: int, follow: bool) -> None:
     else:
         await guide.catch_up()
         await peer.vote(Ballot(peer.id, "", 0, 0, None))
+
+
+def entering(rule: SyncRule, host: int) -> Callable[[Peer], Coroutine[Any, Any, None]]:
+    """Return what a newcomer runs whom the member `host` lets in: the rule, once it has its state."""
+
+    async def enter_and_run(peer: Peer) -> None:
+        await enter(peer, host, follow=rule.newcomers == "follow")
+        await rule.run(peer)
+
+    return enter_and_run
 
 
 class Host:

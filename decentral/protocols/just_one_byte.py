@@ -69,6 +69,7 @@ async def agreed_gather(
     A round of `Round` whose contributions are not folded into one. Contributions that cannot be used are left out.
     """
     members = peer.members
+    peer.hands_in(channel, round_)
     while True:
         try:
             heard = await all_gather(peer, values, codec, Attempt(members, channel, round_))
@@ -79,5 +80,5 @@ async def agreed_gather(
         if decision.outcome != "again":
             break
         members = decision.members
-    peer.ended_round(channel, round_, decision.outcome, decision.members.ids)
+    peer.ended_round(channel, round_, decision.outcome, decision.members.ids, cumulative=False)
     return None if decision.outcome == "skipped" else heard

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from decentral.peer import Peer
-from decentral.protocols.hosting import GLOBALS, Push, UsualNorms, deliver, hear, pull_channel, push_channel
+from decentral.protocols.hosting import (
+    GLOBALS,
+    Push,
+    UsualNorms,
+    deliver,
+    hear,
+    knock,
+    pull_channel,
+    push_channel,
+    stay_of,
+)
 from decentral.wire import SIGNAL, FrameError, Packet, Tag
 
 if TYPE_CHECKING:
@@ -31,15 +41,20 @@ class _Dispatch(NamedTuple):
 
 
 class Server:
-    """The server's state: `model` float32, `[P]` or as many as the rule sends, and `version`, the updates so far."""
+    """The server's state: `model` float32, `[P]` or as many as the rule sends, and `version`, the updates so far.
 
-    def __init__(self, rule: ServerRule, peer: Peer, model: Tensor) -> None:
+    `first`: all members begin now with this model; otherwise another server has sent them out.
+    """
+
+    def __init__(self, rule: ServerRule, peer: Peer, model: Tensor, *, first: bool) -> None:
         self._rule, self._codec = rule, rule.push_codec(peer)
         self._arrived: deque[Push] = deque()
         self._news = asyncio.Event()
-        first = peer.id == min(peer.cohort)
         dispatched = _Dispatch(0, peer.now(), rule.first_assignment()) if first else _Dispatch(-1, peer.now(), 0)
         self._out = dict.fromkeys(peer.members, dispatched)
+        self._stay = stay_of(peer, peer.id)
+        self._stays = {worker: stay_of(peer, worker) for worker in peer.members}
+        self._listening: list[asyncio.Task[None]] = []
         self._number: dict[int, int] = {}  # of each worker's last push
         self._steps: dict[int, int] = {}  # that each worker has done
         self._norms = UsualNorms(peer.norm_limit)
@@ -51,20 +66,25 @@ class Server:
         """Local steps that our own worker had done when we began."""
         self.done = peer.step
         """Local steps that most of those had done whose pushes the updates are made of."""
-        self.model = peer.slot("global", model)
+        self.model = self.slot("global", model)
         self.version = 0
         self.step_s: dict[int, float] = {}
         """Running mean of each worker's seconds a local step, transfers included, once it is known."""
 
     async def serve(self) -> None:
         """Serve until nobody is out; then send everybody the model."""
-        listening = [self.peer.spawn(self._listen(worker)) for worker in self.peer.members]
+        self._listening = [self.peer.spawn(self._listen(worker)) for worker in self._stays]
+        self._listening.append(self.peer.spawn(self._welcome()))
         await self._rule.serve(self)
         for worker in sorted(set(self._steps) - set(self._out)):
-            if worker in self.peer.members:
+            if self._is_there(worker):
                 self._send(worker, self.total + 1)  # a step that nobody has left
-        for listener in listening:
+        for listener in self._listening:
             listener.cancel()
+
+    def slot(self, name: str, like: Tensor | None = None) -> Tensor:
+        """Return a buffer of the server's, as `Peer.slot` does; a newcomer that our worker lets in has no copy."""
+        return self.peer.slot(name, like, own=True)
 
     @property
     def assigned(self) -> dict[int, int]:
@@ -78,7 +98,7 @@ class Server:
 
     def left(self, worker: int) -> int:
         """Return how many local steps a worker still has to do; 0 if it has gone."""
-        return max(0, self.total - self._steps.get(worker, 0)) if worker in self.peer.members else 0
+        return max(0, self.total - self._steps.get(worker, 0)) if self._is_there(worker) else 0
 
     async def push(self, until_s: float = math.inf) -> Push | None:
         """Return the next push; None at time `until_s`, and when none can come because all wait or have finished."""
@@ -107,28 +127,43 @@ class Server:
         if workers:
             self.done = max(self.done, statistics.median_high(self._steps[worker] for worker in workers))
         self._packet = None
-        self.peer.ended_round(f"server {self.peer.id}", self.version, outcome, sorted(workers))
+        self.peer.ended_round(f"server {self._stay}", self.version, outcome, sorted(workers))
 
     def _send(self, worker: int, assigned: int, model: Tensor | None = None) -> None:
         if self._packet is None:
             self._packet = GLOBALS.encode(self.model)
         packet = self._packet if model is None else GLOBALS.encode(model)
-        tag = Tag(pull_channel(self.peer.id), self._number[worker])
+        tag = Tag(pull_channel(self._stay, self._stays[worker]), self._number[worker])
         deliver(self.peer, worker, tag, dataclasses.replace(packet, weight=assigned))
+
+    def _is_there(self, worker: int) -> bool:
+        """Say whether a worker is still there in the stay in which we listen to it."""
+        return self._stays.get(worker) == stay_of(self.peer, worker)
+
+    async def _welcome(self) -> None:
+        """Listen to newcomers too, as they knock."""
+        while True:
+            worker, _ = await self.peer.recv(None, knock(self._stay), math.inf)
+            if not self._is_there(worker):
+                self._stays[worker] = stay_of(self.peer, worker)
+                self._out[worker] = _Dispatch(-1, self.peer.now(), 0)
+                self._listening.append(self.peer.spawn(self._listen(worker)))
 
     async def _listen(self, worker: int) -> None:
         """Take a worker's pushes as they come, each at most once, until it has gone."""
-        channel = push_channel(self.peer.id, worker)
+        stay = self._stays[worker]
+        channel = push_channel(self._stay, stay)
         for number in itertools.count(1):
-            packet = await hear(self.peer, worker, Tag(channel, number))
+            packet = await hear(self.peer, worker, stay, Tag(channel, number))
             if packet is None:
                 break
             self.peer.close(channel, number)
             self._number[worker] = number
             self._take(worker, packet)
             self._news.set()
-        self._out.pop(worker, None)
-        self._news.set()
+        if self._stays[worker] == stay:  # else it has knocked again, and is out anew
+            self._out.pop(worker, None)
+            self._news.set()
 
     def _take(self, worker: int, packet: Packet) -> None:
         out = self._out.pop(worker, _Dispatch(-1, self.peer.now(), 0))

@@ -16,11 +16,11 @@ from torch import Tensor
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import Codec, CodecField, Coder, Float32
-from decentral.protocols.hosting import GLOBALS, deliver, hear, pull_channel, push_channel
+from decentral.protocols.hosting import GLOBALS, deliver, hear, host_of, knock, pull_channel, push_channel, stay_of
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
 from decentral.protocols.server import Server
-from decentral.wire import SIGNAL, FrameError, Tag, signal
+from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal
 
 
 class ServerRule(SyncRule):
@@ -30,6 +30,9 @@ class ServerRule(SyncRule):
     its own phase is over, from the model it pulled last, with no momentum; a push that the dead server may have applied
     is not sent again, so none is applied twice. The server's worker stays until nobody has anything more to push; then
     everybody is sent the model that it came to, so that all replicas end equal. Models travel in float32.
+
+    A newcomer pulls the server's newest model and goes on from that. Whoever came last serves last, so a worker that is
+    back leaves the server where it is. One that comes when the server has ended does its last steps alone.
     """
 
     codec: CodecField = Float32()
@@ -53,9 +56,17 @@ class ServerRule(SyncRule):
                 "each worker pushes by itself; take 'error_feedback' around the codec inside"
             )
 
+    def check_leases(self, bounded: bool) -> None:
+        """Refuse also a stream that ends: the server sends workers out by the steps that they have left."""
+        super().check_leases(bounded)
+        if bounded:
+            raise ConfigError(
+                f"epochs: the server of rule '{self.spelling()}' plans by local steps; leave epochs out and give steps"
+            )
+
     async def run(self, peer: Peer) -> None:
         link = _Link(self, peer)
-        assigned = self.first_assignment()
+        assigned = await link.begin()
         while (update := await self.work(peer, link.anchor, assigned)) is not None:
             assigned = await link.exchange(update)
         await link.end()
@@ -100,42 +111,64 @@ class _Link:
         self._rule, self._peer = rule, peer
         self.anchor = peer.slot("anchor", torch.cat([peer.params] * rule.vectors))
         codec = rule.push_codec(peer)
-        self._coder = codec.coder(lambda name, like: peer.slot(f"push.{name}", like)) or Coder(codec)
+        self._coder = codec.coder(lambda name, like: peer.slot(f"push.{name}", like, own=True)) or Coder(codec)
         self._serving: asyncio.Task[None] | None = None
-        self._host()
+        self._newcomer = peer.id in peer.everybody.admitted.get("", ())
+        self._knocked: set[str] = set()  # at these hosts' stays
+        self._host(first=not self._newcomer)
 
-    def _host(self) -> int:
-        """Return the lowest member, and begin to serve if that is us."""
-        host = min(self._peer.members)
+    def _host(self, *, first: bool = False) -> int:
+        """Return the host, and begin to serve if that is us; `first`: nobody has served before."""
+        host = host_of(self._peer)
         if host == self._peer.id and self._serving is None:
-            self._serving = self._peer.spawn(Server(self._rule, self._peer, self.anchor).serve())
+            self._serving = self._peer.spawn(Server(self._rule, self._peer, self.anchor, first=first).serve())
         return host
+
+    async def begin(self) -> int:
+        """Return what is assigned first; a newcomer takes the server's model, and asks."""
+        if not self._newcomer or not self._peer.steps_left:
+            return self._rule.first_assignment()
+        return (await self._pull(signal("pull")))[0]
 
     async def exchange(self, update: Tensor) -> int:
         """Push, and take the model that comes back into anchor and parameters; return what is assigned next."""
-        peer = self._peer
-        packet, used = self._coder.encode(update), False
-        while True:
-            host, lost = self._host(), packet.codec == SIGNAL
-            number = peer.next_round(push_channel(host, peer.id))
-            packet = dataclasses.replace(packet, weight=peer.step + 1)  # which is above 0, as weights are
-            deliver(peer, host, Tag(push_channel(host, peer.id), number), packet)
-            reply = await hear(peer, host, Tag(pull_channel(host), number), self._serving)
-            if reply is not None:
-                used = not lost
-                break
-            packet = signal("pull")
+        peer, began = self._peer, self._peer.step
+        packet = self._coder.encode(update)
+        peer.hands_in("push", began)
+        assigned, used = await self._pull(packet)
+        peer.handed_in("push", began, used=used)
         if used:
             self._coder.commit()
         else:
             self._coder.undo()
-        peer.close(pull_channel(host), number)
+        return assigned
+
+    async def _pull(self, packet: Packet) -> tuple[int, bool]:
+        """Send a packet and take the model that comes back; return what is assigned next, and whether a push was used.
+
+        A push that a dead server may have applied is not sent again.
+        """
+        peer = self._peer
+        while True:
+            host, used = self._host(), packet.codec != SIGNAL
+            theirs, ours = stay_of(peer, host), stay_of(peer, peer.id)
+            if self._newcomer and theirs not in self._knocked:
+                self._knocked.add(theirs)
+                deliver(peer, host, knock(theirs), signal(""))
+            number = peer.next_round(push_channel(theirs, ours))
+            packet = dataclasses.replace(packet, weight=peer.step + 1)  # which is above 0, as weights are
+            deliver(peer, host, Tag(push_channel(theirs, ours), number), packet)
+            reply = await hear(peer, host, theirs, Tag(pull_channel(theirs, ours), number), self._serving)
+            if reply is not None:
+                break
+            packet = signal("pull")
+        peer.close(pull_channel(theirs, ours), number)
         try:
             self.anchor.copy_(GLOBALS.decode(reply, self.anchor))
         except FrameError as error:
             peer.refuse(host, error)
         peer.params.copy_(self.anchor[-peer.layout.size :])
-        return reply.weight
+        return reply.weight, used
 
     async def end(self) -> None:
         """Stay until nobody needs us as a server."""

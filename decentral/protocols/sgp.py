@@ -36,6 +36,8 @@ class SGP(SyncRule):
     """
 
     name = "sgp"
+    rests = True
+    unaccountable = "nobody confirms that it has taken up what it was given"
     period: Period = Every(period=1)
     """Local steps between rounds (H)."""
     topology: TopologyField = Exponential(one_peer=True)

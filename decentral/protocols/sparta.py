@@ -50,6 +50,15 @@ class SPARTA(AllReduceRule):
                 "other parameters in each round; choose another merge"
             )
 
+    def check_checkpoints(self) -> None:
+        """Refuse also an overlap: some mean is always on its way."""
+        super().check_checkpoints()
+        if self.overlap:
+            raise ConfigError(
+                f"checkpoint.url: with rule.overlap = {self.overlap} a mean is always on its way and workers are never "
+                "at rest; set overlap to 0, or leave the URL out"
+            )
+
     async def run(self, peer: Peer) -> None:
         flights: deque[_Flight] = deque()
         lane = 0  # a channel has one round in flight

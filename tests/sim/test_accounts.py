@@ -12,7 +12,7 @@ from test_world import CRASH, LATENCY_S, STEP_S, UNEVEN, Alone, Burst, make_run
 from decentral.accounts import Accounts, LinkAccount, WorkerAccount
 from decentral.errors import ConfigError
 from decentral.fleet.devices import device_named
-from decentral.journal import Left, Spent, Synced
+from decentral.journal import Left, Spent, Synced, Trained
 from decentral.outcome import Outcome
 from decentral.protocols import RULES
 from decentral.sim.simulate import simulate
@@ -198,6 +198,33 @@ def test_samples_of_a_crashed_worker_count_up_to_the_last_round_that_had_it() ->
     before_any_round = {**fleet, "events": [{"at_s": 0.26, "worker": 1}], "latency_s": 0.02}
     crashed = worker(simulate(make_run("local_sgd", fleet=before_any_round), timing_only=True), 1)
     assert (crashed.samples, crashed.useful_samples) == (5 * BATCH, 0)
+
+
+def test_what_a_crash_has_lost_stays_lost_when_the_worker_is_back() -> None:
+    # 1 dies between the end of its second phase and that of its second round, and comes back.
+    quiet = simulate(make_run("local_sgd"), timing_only=True).records
+    trained_s = [record.time_s for record in quiet if isinstance(record, Trained) and record.worker == 1][1]
+    settled_s = [record.time_s for record in quiet if isinstance(record, Synced) and record.worker == 1][1]
+    events = [{"at_s": trained_s + 0.1 * (settled_s - trained_s), "worker": 1}]
+    events += [{"at_s": 2.0, "kind": "join", "worker": 1}]
+    outcome = simulate(make_run("local_sgd", steps=100, fleet={"events": events}))
+    assert [left.reason for left in outcome.left() if left.worker == 1] == ["crashed", "finished"]
+    back = worker(outcome, 1)
+    assert back.samples - back.useful_samples == 5 * BATCH
+    assert worker(outcome, 0).useful_samples == worker(outcome, 0).samples == 100 * BATCH
+
+
+def test_a_run_that_is_stopped_has_the_accounts_of_that_moment() -> None:
+    groups = [{"count": 2, "dollars_per_hour": 3600.0}]
+    run = make_run("local_sgd", steps=100, fleet={"workers": groups, "latency_s": 0.0})
+    fifth = simulate(run, timing_only=True, until=lambda record: isinstance(record, Synced) and record.round == 5)
+    assert {left.reason for left in fifth.left()} == {"stopped"}
+    assert fifth.seconds == pytest.approx(5 * 5 * STEP_S, rel=1e-2)
+    assert accounts_of(fifth).dollars == pytest.approx(2 * fifth.seconds)
+    assert [account.useful_samples for account in accounts_of(fifth).workers] == [5 * 5 * BATCH] * 2
+    whole = simulate(run, timing_only=True)
+    before = [record for record in whole.records if record.time_s < fifth.seconds]
+    assert [record for record in fifth.records if record.time_s < fifth.seconds] == before
 
 
 # What watching leaves as it is, and what must add up.

@@ -105,7 +105,7 @@ def bits(outcome: Outcome) -> tuple[list[str], dict[int, bytes], dict[tuple[int,
         ({"name": "a2cid2", "period": 5}, "sgd"),  # meetings while training
         ({"name": "des_loc"}, "adamw"),  # changes the optimiser's state
         ({"name": "single_merge"}, "adamw"),  # estimates statistics anew
-        ({"name": "just_one_byte"}, "sgd"),  # losses alone
+        ({"name": "just_one_byte", "samples": 4}, "sgd"),  # losses alone
         ({"name": "fedhyper", "period": 5, "adapts": "own"}, "adamw"),  # another learning rate for each step
         ({"name": "fedspeed", "period": 5}, "sgd"),  # two gradients of one batch
     ],

@@ -18,7 +18,10 @@ from decentral.protocols import (
     CO2,
     DDP,
     DESLOC,
+    AsyncLocalSGD,
     DiLoCo,
+    FedBuff,
+    FedCompass,
     Gossip,
     Int8,
     LocalSGD,
@@ -43,6 +46,13 @@ EQUAL: dict[str, SyncRule] = {
     "streaming_diloco": StreamingDiLoCo(period=6, overlap=2),
 }
 """Rules that end with equal replicas."""
+SERVED: dict[str, SyncRule] = {
+    "async_local_sgd": AsyncLocalSGD(period=3, lr=0.3, momentum=0.5),
+    "async_local_sgd topk": AsyncLocalSGD(period=3, lr=0.3, momentum=0.5, codec=ErrorFeedback(codec=TopK())),
+    "fedbuff": FedBuff(period=3, buffer=2),
+    "fedcompass": FedCompass(period=6, ratio=2),
+}
+"""Rules with a server."""
 AT_ONCE: dict[str, SyncRule] = {"gossip": Gossip(period=3), "noloco": NoLoCo(period=3)}
 
 
@@ -112,6 +122,74 @@ def test_in_gossip_who_comes_back_goes_on_from_its_hosts_model(rule: SyncRule) -
     )
     others = torch.stack([outcome.params[worker] for worker in (0, 1, 3)])
     assert (outcome.params[2] - others.mean(dim=0)).norm() < 2 * (others - others.mean(dim=0)).norm(dim=1).max()
+
+
+def pushers(outcome: Outcome, since_s: float) -> set[tuple[str, int]]:
+    """Return the servers' channels and the workers whose pushes they took after that time."""
+    rounds = [record for record in outcome.records if isinstance(record, Synced) and record.time_s > since_s]
+    return {(record.channel, worker) for record in rounds for worker in record.members}
+
+
+@pytest.mark.parametrize("rule", SERVED.values(), ids=list(SERVED))
+@pytest.mark.parametrize(("gone_s", "back_s"), [(0.5, 0.9), (0.3, 0.31), (0.62, 1.4)])
+def test_at_a_server_who_comes_back_pushes_again_and_ends_with_everybodys_model(
+    rule: SyncRule, gone_s: float, back_s: float
+) -> None:
+    quiet = simulate(run_of(rule, steps=60))
+    outcome = simulate(run_of(rule, crash(gone_s, 2), join(back_s, 2), steps=60))
+    assert stays(outcome, 2) == ["crashed", "finished"]
+    assert ("server 0", 2) in pushers(outcome, back_s)
+    assert sorted(outcome.params) == [0, 1, 2, 3]
+    assert distinct(outcome.params) == 1
+    progress = (quiet.before["loss"] - outcome.after["loss"]) / (quiet.before["loss"] - quiet.after["loss"])
+    assert 0.8 < progress < 1.2, "one of four was away for less than a quarter of the time"
+
+
+@pytest.mark.parametrize("rule", SERVED.values(), ids=list(SERVED))
+def test_a_server_that_is_back_is_a_worker_like_others(rule: SyncRule) -> None:
+    """Worker 1 serves on, though it is not the lowest any more; then the lowest of those who never left."""
+    outcome = simulate(run_of(rule, crash(0.5, 0), join(0.9, 0), crash(1.9, 1), join(2.1, 1), steps=80))
+    assert stays(outcome, 0) == stays(outcome, 1) == ["crashed", "finished"]
+    assert ("server 1", 0) in pushers(outcome, 0.9)
+    assert {("server 2", 0), ("server 2", 1)} <= pushers(outcome, 2.1)
+    assert distinct(outcome.params) == 1
+
+
+def test_when_all_who_began_have_gone_those_who_came_serve() -> None:
+    rule = SERVED["async_local_sgd"]
+    events = [crash(0.5, 0), join(0.9, 0), crash(1.4, 1), join(1.6, 1), crash(2.2, 2), crash(2.2, 3)]
+    outcome = simulate(run_of(rule, *events, steps=100))
+    assert sorted(outcome.params) == [0, 1]
+    assert {("server 0.1", 0), ("server 0.1", 1)} <= pushers(outcome, 2.4)
+    assert distinct(outcome.params) == 1
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_whatever_comes_and_goes_at_servers_nobody_waits_for_ever(seed: int) -> None:
+    chance = random.Random(seed)
+    rule = SERVED[chance.choice(sorted(SERVED))]
+    size = chance.randint(3, 6)
+    events = [
+        Event(at_s=round(chance.uniform(0, 3), 3), kind=chance.choice(["crash", "join"]), worker=chance.randrange(size))
+        for _ in range(chance.randint(2, 10))
+    ]
+    events = [event for event in events if event.kind == "join" or event.worker != size - 1]  # one is always there
+    line = chance.choice([1e4, 1e5, 1e8])
+    run = run_of(
+        rule,
+        *events,
+        workers=[WorkerGroup(speed=chance.choice([1, 0.7])) for _ in range(size)],
+        patience_s=chance.choice([3, 20]),
+        up_bps=line,
+        down_bps=line,
+        jitter=chance.choice([0, 0.2]),
+        detection_s=chance.choice([0.05, 0.5, 2]),
+    )
+    outcome = simulate(run)
+    assert stays(outcome, size - 1)[-1] == "finished"
+    assert {(r.time_s, r.worker, r.kind) for r in outcome.records} == {
+        (r.time_s, r.worker, r.kind) for r in simulate(run).records
+    }
 
 
 def test_rounds_go_on_while_the_newcomer_takes_its_state() -> None:
