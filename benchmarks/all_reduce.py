@@ -36,7 +36,7 @@ from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import Attempt, butterfly_mean
 from decentral.replica import Replica
 from decentral.workers.buffers import prepare_memory
-from decentral.workers.coordinator import CoordinatorClient
+from decentral.workers.coordinator_rpc import CoordinatorClient
 from decentral.workers.pace import Pace
 from decentral.workers.rpc import Keys
 from decentral.workers.transport import Contact, Transport

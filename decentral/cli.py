@@ -7,27 +7,30 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 
 from decentral.compare.rules import compare, comparison, comparison_table, entries_of
 from decentral.config import Run, read_run
-from decentral.errors import ConfigError, DecentralError
+from decentral.errors import ConfigError, DecentralError, RunError
 from decentral.folder import RunFolder, new_folder
 from decentral.interrupts import whole
 from decentral.journal import Record, read_journal
 from decentral.outcome import Outcome
 from decentral.report.live import LiveView
+from decentral.report.look import looking
 from decentral.report.plots import plot_runs
+from decentral.report.status import status_tables, watch
 from decentral.report.summary import summarize, summary_table
 from decentral.report.timeline import write_timeline
 from decentral.sim.simulate import simulate
 from decentral.sim.watch import Watch
+from decentral.watching import TensorBoardWriter, WandbWriter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +48,15 @@ TaskName = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the run's files; a new one below runs/ if unset.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard into the run's folder.")]
+Wandb = Annotated[
+    str | None, typer.Option("--wandb", metavar="PROJECT", help="Log curves to this project of Weights & Biases.")
+]
+Watched = Annotated[
+    Path | None, typer.Argument(help="Folder of a run, running or over. Without one: a running job on a Ray cluster.")
+]
+Cluster = Annotated[str, typer.Option("--address", help="The job's Ray cluster: host:port, ray://host:port or auto.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Which job, if there are several on the cluster.")]
 
 
 @app.command()
@@ -53,13 +65,20 @@ def train(
     settings: Settings = None,
     task: TaskName = None,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to use: host:port, or auto; a local one if unset.")
+        str | None, typer.Option(help="Ray cluster to use: host:port, ray://host:port or auto; a local one if unset.")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run of this folder, from its newest checkpoint.")
+    ] = None,
+    tensorboard: Tensorboard = False,
+    wandb: Wandb = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Train for real, on Ray: a local one, or the cluster at --address."""
-    run = read_run(run_file, settings or (), task)
+    if resume is not None and (run_file or task or out):
+        raise ConfigError("--resume: the folder says which run it is; give neither a run file nor --task nor --out")
+    run = read_run(run_file if resume is None else resume / "run.toml", settings or (), task)
     wanted, cores = run.fleet.size * run.real.threads, os.cpu_count() or 1
     if address is None and wanted > cores:
         Console(stderr=True).print(
@@ -67,12 +86,19 @@ def train(
             "on machines of their own"
         )
 
+    from decentral.workers.resume import find_checkpoint  # Ray takes a second to import
+
+    resumed = None if resume is None else find_checkpoint(run, read_journal(resume / "journal.jsonl"))
+    for folder, reason in resumed.passed_over.items() if resumed else ():
+        Console(stderr=True, soft_wrap=True).print(f"note: checkpoint {folder} is not whole: {reason}")
+
     def launch(see: Callable[[Record], None]) -> Outcome:
-        from decentral.workers.launch import train as train_on_ray  # Ray takes a second to import
+        from decentral.workers.launch import train as train_on_ray
 
-        return train_on_ray(run, address=address, on_record=see)
+        return train_on_ray(run, address=address, on_record=see, resumed=resumed)
 
-    _do(run, "train", out, as_json, launch)
+    shown = Shown(tensorboard, wandb)
+    _do(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else ())
 
 
 @app.command(name="simulate")
@@ -89,6 +115,8 @@ def simulate_command(
     verify: Annotated[
         bool, typer.Option("--verify", help="Look at every link after every allocation; keep peaks and pairs. Slower.")
     ] = False,
+    tensorboard: Tensorboard = False,
+    wandb: Wandb = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +128,7 @@ def simulate_command(
         with whole(see) as see_whole:
             return simulate(run, timing_only=timing_only, on_record=see_whole, watch=watch)
 
-    outcome = _do(run, "simulate", out, as_json, launch, virtual=True)
+    outcome = _do(run, "simulate", out, as_json, launch, Shown(tensorboard, wandb), virtual=True)
     if timeline is not None:
         _write_timeline(outcome.records, timeline)
 
@@ -117,6 +145,31 @@ def timeline_command(
     path = out or folder / "timeline.json"
     _write_timeline(read_journal(journal), path)
     Console(soft_wrap=True).print(f"timeline: {path}; open it at ui.perfetto.dev")
+
+
+@app.command(name="status")
+def status_command(
+    folder: Watched = None, address: Cluster = "auto", run: RunName = None, as_json: Json = False
+) -> None:
+    """Show how a run is: members, times, who is slow and why."""
+    with looking(folder, address, run) as look:
+        status = look()
+    if status is None:
+        raise RunError("the run ended while it was asked")
+    if as_json:
+        sys.stdout.write(json.dumps(status) + "\n")
+    else:
+        Console().print(status_tables(status))
+
+
+@app.command(name="watch")
+def watch_command(folder: Watched = None, address: Cluster = "auto", run: RunName = None) -> None:
+    """Show the same, live, until the run is over."""
+    console = Console()
+    with looking(folder, address, run) as look, suppress(KeyboardInterrupt):
+        status = watch(look, console)
+        if status is not None:
+            console.print(status_tables(status))
 
 
 @app.command(name="compare")
@@ -239,27 +292,48 @@ def profile_command(
     sys.stdout.write(section)
 
 
+class Shown(NamedTuple):
+    """Where else a run's curves are to be seen: in TensorBoard, in a project of Weights & Biases."""
+
+    tensorboard: bool
+    wandb: str | None
+
+    def writers(self, run: Run, folder: Path) -> Iterator[TensorBoardWriter | WandbWriter]:
+        """Yield what writes them, below the run's folder. Raises `ConfigError` for what is not installed."""
+        if self.tensorboard:
+            yield TensorBoardWriter(folder / "tensorboard")
+        if self.wandb is not None:
+            yield WandbWriter(self.wandb, folder=folder, table=run.to_table())
+
+
 def _do(
     run: Run,
     use: str,
     out: Path | None,
     as_json: bool,
     launch: Callable[[Callable[[Record], None]], Outcome],
+    shown: Shown,
     *,
+    before: Sequence[Record] = (),
     virtual: bool = False,
 ) -> Outcome:
     """Run with live progress, and leave a run folder and a closing table."""
     console = Console(stderr=as_json)
     task = run.make_task()
-    folder = RunFolder(out or new_folder(run, Path("runs"), use), run)
+    folder = RunFolder(out or new_folder(run, Path("runs"), use), run, before, prompt=bool(run.checkpoint.url))
     with ExitStack() as stack:
         stack.callback(folder.close)
+        writers = [stack.enter_context(writer) for writer in shown.writers(run, folder.path)]
         live = stack.enter_context(LiveView(run, console, task.headline, virtual=virtual))
 
         def see(record: Record) -> None:
             folder.write([record])
             live.see(record)
+            for writer in writers:
+                writer.see(record)
 
+        for record in before:
+            live.see(record)
         try:
             outcome = launch(see)
             summary = summarize(run, task, outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,24 @@ from torch import Tensor
 
 from decentral.config import Run, write_run
 from decentral.errors import ConfigError
-from decentral.journal import JournalWriter, Record
+from decentral.journal import FLUSH_S, JournalWriter, Record
 from decentral.outcome import Outcome
 from decentral.replica import initial_model, load_params
 from decentral.task import Task
 
 
 class RunFolder:
-    """Writes a run's files into `path`, which must not hold another run's."""
+    """Writes a run's files into `path`, which must not hold another run's.
 
-    def __init__(self, path: Path, run: Run) -> None:
-        if (path / "journal.jsonl").exists():
+    `before`: the records up to the checkpoint that the run of this folder goes on from. With `prompt` every record is in
+    the file at once, for checkpoints build on it.
+    """
+
+    def __init__(self, path: Path, run: Run, before: Sequence[Record] = (), *, prompt: bool = False) -> None:
+        if (path / "journal.jsonl").exists() and not before:
             raise ConfigError(f"--out {path}: there is a run in this folder already; name another one")
         self.path = path
-        self._run = run
+        self._run, self._before, self._prompt = run, before, prompt
         self._journal: JournalWriter | None = None
 
     def write(self, records: Iterable[Record]) -> None:
@@ -37,7 +41,9 @@ class RunFolder:
             except OSError as error:
                 raise ConfigError(f"--out {self.path}: cannot make the folder: {error.strerror}") from error
             write_run(self._run, self.path / "run.toml")
-            self._journal = JournalWriter(self.path / "journal.jsonl")
+            self._journal = JournalWriter(
+                self.path / "journal.jsonl", self._before, flush_s=0.0 if self._prompt else FLUSH_S
+            )
         self._journal.write(records)
 
     def finish(self, outcome: Outcome, task: Task, summary: dict[str, Any]) -> None:

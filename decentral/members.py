@@ -16,6 +16,13 @@ alone: to it, nobody else exists.
     a vote is None or differs, epoch has advanced    again, with the newest members (a dead member is the reason)
     otherwise                                        none yet: wait for votes, or for a death
 
+What changes the roster is told to `on_entry` as it happens, plain values alone; `replay` of these entries makes another
+roster that decides and answers likewise. Votes on rounds that are still open are not among them: who has had no answer
+votes again.
+
+A member may be removed on suspicion: nobody hears of it, but nobody has seen it die. While those in doubt are as many
+as those who are left, no round is committed: the others may be a majority beyond a cut, which believes the same of us.
+
 Why nobody waits for ever: a member that cannot go on votes None (its receive met a death or a deadline), a member that
 dies is removed, and either event completes the attempt. Why survivors agree: the decision for a round is made once, is
 kept, and is what late voters are told; and a digest only counts if every live member of the attempt holds the same.
@@ -23,11 +30,12 @@ kept, and is what late voters are told; and a digest only counts if every live m
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["committed", "degraded", "skipped", "again"]
 DECISIONS_KEPT = 1024
@@ -156,6 +164,15 @@ class Members:
         return f"Members(epoch={self.epoch}, ids={self.ids})"
 
 
+@functools.lru_cache(maxsize=8)
+def cohort_of(workers: int) -> Members:
+    """Return the workers 0 to `workers` - 1 before anybody has come or gone.
+
+    One object for equal numbers: what one run has left in a cache, the next one finds without comparing everybody.
+    """
+    return Members(0, tuple(range(workers)))
+
+
 @dataclass(frozen=True, slots=True)
 class Ballot:
     """A worker's vote on its attempt at a round: the digest of what it staged, None if it could not.
@@ -217,25 +234,51 @@ class _Change(NamedTuple):
     channels: frozenset[str] | None = None
 
 
+Entry = Sequence[Any]
+"""What has happened to a roster: its name, then plain values."""
+
+
 class Roster:
     """Membership and decisions of one run. `on_change(members)` is called after every change.
 
-    Of the cohort `workers` those in `absent` have not come yet.
+    Of the cohort `workers` those in `absent` have not come yet. `on_entry` is told what `replay` needs.
     """
 
     def __init__(
-        self, workers: tuple[int, ...], on_change: Callable[[Members], None], absent: Collection[int] = ()
+        self,
+        workers: tuple[int, ...],
+        on_change: Callable[[Members], None],
+        absent: Collection[int] = (),
+        on_entry: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
         self.members = Members(0, tuple(worker for worker in workers if worker not in absent))
         self._log: list[_Change] = []
-        self._on_change = on_change
+        self._on_change, self._on_entry = on_change, on_entry
+        self._doubtful: set[int] = set()
         self._open: dict[_Key, _Round] = {}
         self._decided: OrderedDict[_Key, Decision] = OrderedDict()
 
-    def remove(self, worker: int, finished: bool = False) -> None:
-        """The worker is dead or has finished; nothing, if it is no member. Completes attempts that waited for it."""
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Be what a roster has become that began like this one and told these entries."""
+        on_change, self._on_change = self._on_change, lambda members: None
+        on_entry, self._on_entry = self._on_entry, lambda entry: None
+        for entry in entries:
+            self._repeat(entry)
+        self._on_change, self._on_entry = on_change, on_entry
+
+    def remove(self, worker: int, finished: bool = False, suspected: bool = False) -> None:
+        """The worker is dead, or has finished, or is `suspected` to be dead. Completes attempts that waited for it.
+
+        Of one that is no member already it may still be learned that it is dead for sure.
+        """
         if worker not in self.members:
+            if not suspected and worker in self._doubtful:
+                self._on_entry(("remove", worker, finished, False))
+                self._doubtful.discard(worker)
             return
+        self._on_entry(("remove", worker, finished, suspected))
+        if suspected:
+            self._doubtful.add(worker)
         self._log.append(_Change(worker, None, self.members.guests.get(worker)))
         self._become(self.members.without(worker, finished))
         for key, round_ in list(self._open.items()):
@@ -251,13 +294,15 @@ class Roster:
         """The worker has come, or come back, as a guest. Raises `ValueError` if it is a member."""
         if worker in self.members:
             raise ValueError(f"worker {worker} is in the run")
+        self._on_entry(("join", worker))
+        self._doubtful.discard(worker)
         self._become(self.members.with_guest(worker))
 
     def admit(self, worker: int, channel: str = "") -> None:
         """The guest takes part in the channel from its next round on; "": in what needs no vote. Nothing if it does."""
         if channel not in self.members.guests.get(worker, {channel}):
-            self._log.append(_Change(worker, channel))
-            self._become(self.members.admitting(worker, channel))
+            self._on_entry(("admit", worker, channel))
+            self._admit(worker, channel)
 
     def vote(self, ballot: Ballot, answer: Callable[[Decision], None]) -> None:
         """Take a vote; `answer` is called once, now or when the attempt is complete.
@@ -288,6 +333,11 @@ class Roster:
     def _become(self, members: Members) -> None:
         self.members = members
         self._on_change(members)
+
+    def _admit(self, worker: int, channel: str) -> None:
+        if channel not in self.members.guests.get(worker, {channel}):
+            self._log.append(_Change(worker, channel))
+            self._become(self.members.admitting(worker, channel))
 
     def _skipped(self, key: _Key) -> Decision:
         return Decision("skipped", self.members.party(key.channel, key.group), self.members)
@@ -331,12 +381,19 @@ class Roster:
         attempt, newest = round_.attempts[epoch], self.members.party(key.channel, key.group)
         failed = None in attempt.digests or len(attempt.digests) > 1
         if failed and epoch < newest.epoch:
+            self._on_entry(("again", key, epoch))
             self._answer(attempt, Decision("again", newest, self.members))  # its digests stay for late votes
         elif failed:
             self._decide(key, "skipped", attempt.members)
         elif self._complete(attempt, newest):
             whole = round_.began_with <= set(attempt.members)
-            self._decide(key, "committed" if whole else "degraded", attempt.members)
+            outcome: Outcome = "committed" if whole else "degraded"
+            self._decide(key, outcome if self._has_quorum(key, attempt) else "skipped", attempt.members)
+
+    def _has_quorum(self, key: _Key, attempt: _Attempt) -> bool:
+        """Whether more took part than may still be alive where we cannot hear them."""
+        doubtful = [worker for worker in self._doubtful if not key.group or worker in key.group]
+        return len(doubtful) < len(attempt.votes)
 
     def _complete(self, attempt: _Attempt, newest: Members) -> bool:
         changed_since = newest.epoch - attempt.members.epoch
@@ -346,18 +403,46 @@ class Roster:
 
     def _decide(self, key: _Key, outcome: Outcome, members: Members) -> None:
         round_ = self._open.pop(key)
-        for guest in sorted(round_.guests):
-            self.admit(guest, key.channel)
-            self.admit(guest)
-        decision = self._decided[key] = Decision(outcome, members, self.members)
-        while len(self._decided) > DECISIONS_KEPT:
-            self._decided.popitem(last=False)
+        guests = sorted(round_.guests)
+        self._on_entry(("decide", key, outcome, members.epoch, members.ids, guests))
+        decision = self._keep(key, outcome, members, guests)
         for attempt in round_.attempts.values():
             self._answer(attempt, decision)
         for answer in round_.guests.values():
             answer(decision)
 
+    def _keep(self, key: _Key, outcome: Outcome, members: Members, guests: Sequence[int]) -> Decision:
+        for guest in guests:
+            self._admit(guest, key.channel)
+            self._admit(guest, "")
+        decision = self._decided[key] = Decision(outcome, members, self.members)
+        while len(self._decided) > DECISIONS_KEPT:
+            self._decided.popitem(last=False)
+        return decision
+
     def _answer(self, attempt: _Attempt, decision: Decision) -> None:
         votes, attempt.votes = attempt.votes, {}
         for worker in sorted(votes):
             votes[worker](decision)
+
+    def _repeat(self, entry: Entry) -> None:
+        match entry:
+            case ("join", worker):
+                self.join(worker)
+            case ("remove", worker, finished, suspected):
+                self.remove(worker, finished, suspected)
+            case ("admit", worker, channel):
+                self._admit(worker, channel)
+            case ("again", key, epoch):
+                self._attempt(_key(key), epoch).digests.add(None)
+            case ("decide", key, outcome, epoch, ids, guests):
+                self._open.pop(_key(key), None)
+                members = Members(epoch, tuple(ids), self.members.finished, self.members.departed)
+                self._keep(_key(key), outcome, members, guests)
+            case _:
+                raise ValueError(f"a roster has no entry such as {entry!r}")
+
+
+def _key(values: Sequence[Any]) -> _Key:
+    group, channel, round_ = values
+    return _Key(tuple(group), channel, round_)

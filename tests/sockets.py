@@ -12,9 +12,11 @@ import torch
 
 from decentral.config import Run
 from decentral.journal import Left, record_from
+from decentral.leases import LeaseBook
 from decentral.outcome import Outcome
 from decentral.peer import Peer
-from decentral.workers.coordinator import Coordinator, CoordinatorServer
+from decentral.workers.coordinator import Coordinator
+from decentral.workers.coordinator_rpc import CoordinatorServer
 from decentral.workers.rpc import Keys
 from decentral.workers.worker import Place, live
 
@@ -25,28 +27,34 @@ class Died(Exception):
     """What a worker raises to die: its sockets close, and the coordinator is told, as by the driver."""
 
 
-def train_here(run: Run) -> Outcome:
-    """Train over real sockets; raises what a worker raised, unless it `Died`."""
-    return asyncio.run(_train(run))
+def train_here(run: Run, lives: int = 1) -> Outcome:
+    """Train over real sockets; raises what a worker raised, unless it `Died`: then it comes back, up to `lives` times.
+
+    A worker's parameters are those of its last life, if that has finished.
+    """
+    return asyncio.run(_train(run, lives))
 
 
-async def _train(run: Run) -> Outcome:
-    coordinator = Coordinator(range(run.fleet.size), silence_s=math.inf)
+async def _train(run: Run, lives: int) -> Outcome:
+    book = LeaseBook(run.batch_size, run.leased_samples(run.make_task())) if run.leases else None
+    coordinator = Coordinator(range(run.fleet.size), silence_s=math.inf, book=book)
     server = CoordinatorServer(coordinator, KEYS)
     place = Place(await server.start("127.0.0.1", 0), KEYS, "127.0.0.1", torch.device("cpu"))
 
-    async def life(worker: int) -> Peer | None:
-        try:
-            return (await live(run, worker, 0, place))[0]
-        except Died:
-            coordinator.remove(worker)
-            return None
+    async def live_again_and_again(worker: int) -> Peer | None:
+        for life in range(lives):
+            try:
+                peer, reason = await live(run, worker, life, place)
+                return peer if reason == "finished" else None
+            except Died:
+                coordinator.remove(worker, life, "crashed")
+        return None
 
     try:
-        ended = await asyncio.gather(*[life(worker) for worker in range(run.fleet.size)])
+        ended = await asyncio.gather(*[live_again_and_again(worker) for worker in range(run.fleet.size)])
     finally:
         await server.stop()
-    records = [record_from(fields) for fields in coordinator.drain_records()]
+    records = [record_from(fields) for fields in coordinator.poll(0)["records"]]
     outcome = Outcome(records, max(record.time_s for record in records if isinstance(record, Left)))
     for worker, peer in enumerate(ended):
         if peer is not None:

@@ -1,7 +1,7 @@
 """The coordinator: who is in the run, what rounds came to, and where records go. Tensors never pass through it.
 
-`Coordinator` holds the state and does no I/O; `CoordinatorServer` is its gRPC side, spoken to by `CoordinatorClient`;
-`CoordinatorActor` is what Ray hosts and the driver talks to. Requests and replies are msgpack maps.
+`Coordinator` holds the state and does no I/O but for its ledger, from which another one goes on when its process has
+died: workers train meanwhile, and repeat what they had no answer to. `coordinator_rpc.py` is its gRPC side.
 """
 
 from __future__ import annotations
@@ -10,25 +10,24 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import Any, TypedDict
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
-import grpc
-import grpc.aio
-import msgpack
+from pydantic import TypeAdapter, ValidationError
 
-from decentral.errors import ConfigError, RunError
-from decentral.journal import Record, record_from
-from decentral.members import Ballot, Decision, Members, Roster
-from decentral.workers import rpc
+from decentral.checkpoint import Desk
+from decentral.errors import ConfigError
+from decentral.journal import KINDS, Joined, Left, Record, Synced, Trained, record_from
+from decentral.leases import Grant, LeaseBook, Request
+from decentral.members import Ballot, Decision, Entry, Members, Roster
+from decentral.workers.ledger import Ledger
+from decentral.workers.resume import Resumption
+from decentral.workers.status import Attendance, Status, Tally
+from decentral.workers.transport import Contact, Sign
 
-SERVICE = "decentral.Coordinator"
-MAX_REQUEST_BYTES = 1 << 26
 WATCH_S = 10.0
 """A watch that has nothing to tell is answered after so many seconds, and asked again."""
-GRACE_S = 15.0
-"""Seconds on top of the network's own that an answer may take before its caller gives up."""
 
 Fields = dict[str, Any]
 
@@ -39,62 +38,182 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entrant:
-    """A worker that wants to join: where it listens, and the weights it starts from."""
+    """A worker that wants to join: in which life, where it listens, and the weights it starts from."""
 
     worker: int
-    incarnation: int
+    life: int
     address: str
     digest: int
     parameters: int
 
 
+class Seat(NamedTuple):
+    """An entrant that has joined. A newcomer gets its state from the member `host`; who was there at first has none."""
+
+    entrant: Entrant
+    incarnation: int
+    host: int | None
+
+
+class Welcome(NamedTuple):
+    """What a worker is told when it may begin, `elapsed_s` seconds into the run."""
+
+    incarnation: int
+    host: int | None
+    elapsed_s: float
+    members: Members
+    contacts: dict[int, Contact]
+
+
+class Gone(NamedTuple):
+    """A life of a worker that the coordinator has taken out of the run, and why."""
+
+    worker: int
+    life: int
+    reason: str
+
+
 class Poll(TypedDict):
-    """What the driver asks for again and again."""
+    """What the driver asks for again and again.
+
+    `lives` are the newest (worker, life) that have joined, `news` what has come of checkpoints.
+    """
 
     records: list[Fields]
     joined: int
-    silent: list[int]
+    begun: bool
+    lives: list[tuple[int, int]]
+    members: list[int]
+    gone: list[Gone]
+    news: list[str]
+
+
+async def _silent(address: str) -> Sign:
+    return "silent"
 
 
 class Coordinator:
-    """One run's membership, votes and records. `silence_s`: who is not heard of for so long has stalled."""
+    """One run's membership, votes and records.
+
+    `silence_s`: who is not heard of for so long has stalled. `call` finds out whether a worker lives at an address.
+    A `ledger` that is not empty makes it the coordinator that wrote it. The `book` is that of the samples, if leased.
+    A run that is `resumed` goes on from a checkpoint. Checkpoints are made at the `desk`.
+    """
 
     def __init__(
-        self, workers: Sequence[int], *, silence_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        workers: Sequence[int],
+        *,
+        silence_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        call: Callable[[str], Awaitable[Sign]] = _silent,
+        ledger: Ledger | None = None,
+        book: LeaseBook | None = None,
+        resumed: Resumption | None = None,
     ) -> None:
-        self._roster = Roster(tuple(workers), self._changed)
+        self.desk = Desk()
+        self._tally = Tally()
+        self._resumed = resumed
         self._expected = frozenset(workers)
-        self._silence_s, self._clock = silence_s, clock
-        self._entrants: dict[int, Entrant] = {}
-        self._complete = asyncio.Event()
+        self._book = book
+        self._silence_s, self._clock, self._call, self._ledger = silence_s, clock, call, ledger
+        self._roster: Roster | None = None
+        self._seats: dict[int, Seat] = {}
+        self._began_s = 0.0
+        self._begun = asyncio.Event()
         self._change = asyncio.Event()
         self._records: list[Fields] = []
-        self._reported: dict[int, int] = {}
+        self._taken = 0
+        self._reported: Counter[int] = Counter()
+        self._lines = Counter(resumed.lines if resumed else {})  # of the journal, by worker
+        self._taken_lines = Counter(self._lines)  # that the driver has
+        self._took = asyncio.Event()
+        self._lines_before: dict[int, int] = {}  # its present life
+        self._lives: defaultdict[int, _Life] = defaultdict(_Life)
+        self._departed = 0
         self._heard: dict[int, float] = {}
         self._polled = clock()
+        self._gone: list[Gone] = []
+        self._news: list[str] = []
+        if ledger is not None:
+            self._go_on(ledger)
 
     @property
     def members(self) -> Members:
-        return self._roster.members
+        """Those in the run; before it begins, those who will be in it."""
+        return Members(0, tuple(self._expected)) if self._roster is None else self._roster.members
 
-    async def join(self, entrant: Entrant) -> list[Entrant]:
-        """Return all entrants once every expected worker is there. Raises `Refused`."""
-        if entrant.worker not in self._expected or entrant.worker not in self.members:
-            raise Refused(f"worker {entrant.worker} is not expected in this run")
-        if entrant.worker in self._entrants:
-            raise Refused(f"worker {entrant.worker} has joined already")
-        for first in self._entrants.values():
-            _require_equal(first, entrant)
-        self._entrants[entrant.worker] = entrant
-        if self._entrants.keys() == self._expected:
-            self._heard = dict.fromkeys(self._expected, self._clock())
-            self._complete.set()
-        await self._complete.wait()
-        return list(self._entrants.values())
+    @property
+    def contacts(self) -> dict[int, Contact]:
+        """Where the members listen."""
+        members = self.members
+        return {
+            worker: Contact(seat.incarnation, seat.entrant.address)
+            for worker, seat in self._seats.items()
+            if worker in members
+        }
+
+    # -- who is there ------------------------------------------------------------------------------------------------
+
+    async def join(self, entrant: Entrant) -> Welcome:
+        """Welcome the entrant once the run has begun, which it does when all are there. Raises `Refused`."""
+        worker, seat = entrant.worker, self._seats.get(entrant.worker)
+        if worker not in self._expected:
+            raise Refused(f"worker {worker} is not expected in this run")
+        if seat is None or seat.entrant != entrant:  # else its call is repeated, for the answer was lost
+            if seat is not None and entrant.life < seat.entrant.life:
+                raise Refused(f"life {entrant.life} of worker {worker} has been replaced by {seat.entrant.life}")
+            if seat is not None and entrant.life == seat.entrant.life and not self._is_out(worker):
+                raise Refused(f"worker {worker} has joined already")
+            for other in self._seats.values():
+                _require_equal(other.entrant, entrant)
+            self._take_in(entrant, 0 if seat is None else seat.incarnation + 1)
+        await self._begun.wait()
+        seat = self._seats[worker]
+        return Welcome(seat.incarnation, seat.host, self._clock() - self._began_s, self.members, self.contacts)
+
+    def begin(self) -> None:
+        """Begin the run with whoever has joined; the others come as newcomers."""
+        now = self._clock()
+        self._note("begin", now)
+        self._begin(now)
+
+    async def suspect(self, worker: int, incarnation: int) -> None:
+        """Somebody does not hear that incarnation of the worker any more: find out, and take it out if it is gone."""
+        seat = self._seats.get(worker)
+        if seat is None or seat.incarnation != incarnation or self._is_out(worker):
+            return
+        sign = await self._call(seat.entrant.address)
+        if sign != "alive" and self._seats[worker] is seat and not self._is_out(worker):
+            self._take_out(worker, "crashed" if sign == "gone" else "stalled", suspected=sign == "silent")
+
+    def remove(self, worker: int, life: int, reason: str) -> None:
+        """That life of the worker is over for sure, and why: whoever waits for it is told."""
+        seat = self._seats.get(worker)
+        if seat is None or seat.entrant.life != life:
+            return
+        if self._roster is None:
+            self._note("stand", worker)
+            del self._seats[worker]
+        else:
+            self._heard.pop(worker, None)
+            self._write_last_record(worker, reason)
+            self._roster.remove(worker)
+
+    def require_seat(self, worker: int, incarnation: int) -> None:
+        """Raise `Refused` unless this is the incarnation of the worker that is in the run; note that it lives."""
+        seat = self._seats.get(worker)
+        if seat is not None and incarnation < seat.incarnation:
+            raise Refused(f"incarnation {incarnation} of worker {worker} has been replaced by {seat.incarnation}")
+        if seat is None or self._roster is None or worker not in self._roster.members:
+            raise Refused(f"worker {worker} is not in the run")
+        self._heard[worker] = self._clock()
+
+    # -- what members ask --------------------------------------------------------------------------------------------
 
     async def vote(self, ballot: Ballot) -> Decision:
         """Return what the ballot's round came to, when it is decided."""
-        self._hear(ballot.worker)
+        assert self._roster is not None
         answer: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
 
         def decided(decision: Decision) -> None:
@@ -103,6 +222,15 @@ class Coordinator:
 
         self._roster.vote(ballot, decided)
         return await answer
+
+    def lease(self, request: Request) -> Grant:
+        """Lease samples to a member. Raises `Refused` where none are leased."""
+        if self._book is None:
+            raise Refused("in this run each worker has samples of its own")
+        if request.wanted % self._book.batch_size:
+            raise Refused(f"leases are multiples of the batch size, {self._book.batch_size} samples")
+        self._note("lease", request)
+        return self._book.lease(request)
 
     async def watch(self, epoch: int) -> Members:
         """Return the members as soon as there is an epoch after this one; after `WATCH_S` the same ones again."""
@@ -114,50 +242,239 @@ class Coordinator:
     def report(self, worker: int, first: int, records: Sequence[Fields]) -> None:
         """Take a worker's records, its `first`-th and following; those taken before are not taken twice.
 
-        A report without records is a sign of life. Raises `Refused` for who has left, and for what is no record.
+        A report without records is a sign of life. Raises `Refused` for what is no record.
         """
-        if worker not in self.members:
-            raise Refused(f"worker {worker} is not in the run")
-        self._hear(worker)
-        known = self._reported.get(worker, 0)
-        fresh = [_checked_record(worker, fields) for fields in records[max(0, known - first) :]]
-        self._reported[worker] = max(known, first + len(records))
-        self._records += fresh
+        known = self._reported[worker]
+        fresh = records[max(0, known - first) :]
+        checked = [_checked_record(worker, fields) for fields in fresh]
+        if fresh:
+            self._note("report", worker, [_plain(record) for record in checked])
+            self._reported[worker] += len(checked)
+            self._keep(worker, checked)
 
-    def leave(self, worker: int, first: int, records: Sequence[Fields]) -> None:
-        """A worker's last report. It is no member any more."""
+    def leave(self, worker: int, incarnation: int, first: int, records: Sequence[Fields], finished: bool) -> None:
+        """A worker's last report, when it has `finished` or must go. It is no member any more; again: nothing."""
+        if self._is_out(worker) and self._seats[worker].incarnation == incarnation:
+            return  # the answer was lost
+        self.require_seat(worker, incarnation)
+        assert self._roster is not None
         self.report(worker, first, records)
         self._heard.pop(worker, None)
-        self._roster.remove(worker, finished=True)
+        self._roster.remove(worker, finished=finished)
 
-    def remove(self, worker: int) -> None:
-        """The worker is dead: whoever waits for it is told."""
-        self._heard.pop(worker, None)
-        self._roster.remove(worker)
+    @property
+    def lines_before(self) -> dict[int, int]:
+        """How many lines of the journal each worker had before its present life; of one that is gone, all."""
+        return {
+            worker: lines if self._is_out(worker) else self._lines_before.get(worker, 0)
+            for worker, lines in self._lines.items()
+        }
 
-    def drain_records(self) -> list[Fields]:
-        """Return the records that came since the last call."""
-        records, self._records = self._records, []
-        return records
+    async def begun(self) -> None:
+        """Return when the run has begun."""
+        await self._begun.wait()
 
-    def poll(self) -> Poll:
-        """Return new records, how many have joined, and the members that have stalled, who are members no longer."""
+    async def journalled(self, lines: Mapping[int, int]) -> None:
+        """Return when the driver has so many lines of the journal of each worker."""
+        while any(self._taken_lines[worker] < count for worker, count in lines.items()):
+            await self._took.wait()
+
+    def tell(self, news: str) -> None:
+        """Have the driver hear this."""
+        self._news.append(news)
+
+    # -- what the driver asks ----------------------------------------------------------------------------------------
+
+    def poll(self, taken: int) -> Poll:
+        """Return what is new to a driver that has `taken` so many records, and who had to be taken out of the run."""
         now = self._clock()
         if now - self._polled > self._silence_s / 2:  # it was us who slept, or the driver: the silence proves nothing
             self._heard = dict.fromkeys(self._heard, now)
         self._polled = now
-        silent = [worker for worker, heard in self._heard.items() if now - heard > self._silence_s]
-        for worker in silent:
-            self.remove(worker)
-        return {"records": self.drain_records(), "joined": len(self._entrants), "silent": silent}
+        for worker in [worker for worker, heard in self._heard.items() if now - heard > self._silence_s]:
+            self._take_out(worker, "stalled", suspected=True)
+        if taken > self._taken:
+            self._note("taken", taken)
+            self._forget(taken)
+            self._took.set()
+            self._took = asyncio.Event()
+        gone, self._gone = self._gone, []
+        news, self._news = self._news, []
+        members = [] if self._roster is None else list(self._roster.members)
+        return {
+            "records": list(self._records),
+            "joined": len(self._seats),
+            "begun": self._roster is not None,
+            "lives": [(worker, seat.entrant.life) for worker, seat in self._seats.items()],
+            "members": members,
+            "gone": gone,
+            "news": news,
+        }
 
-    def _hear(self, worker: int) -> None:
-        if worker in self._heard:
+    def status(self, run: str) -> Status:
+        """Return the run's status as of now, under this name."""
+        now, members = self._clock(), self.members
+        begun = self._roster is not None
+        attendance = Attendance(
+            epoch=members.epoch,
+            members=members.ids if begun else (),
+            guests=tuple(guest for guest in members.guests if guest not in members.party()),
+            nodes={worker: seat.entrant.address.rpartition(":")[0] for worker, seat in self._seats.items()},
+            heard_s={worker: now - heard for worker, heard in self._heard.items()},
+            held_back=len(self._records),
+        )
+        return self._tally.status(run, attendance, now - self._began_s if begun else 0.0)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _take_in(self, entrant: Entrant, incarnation: int) -> None:
+        worker = entrant.worker
+        host = None if self._roster is None else self._host_for(worker)
+        self._note("seat", dataclasses.astuple(entrant), incarnation, host)
+        self._sit_down(Seat(entrant, incarnation, host))
+        if self._roster is not None:
             self._heard[worker] = self._clock()
+            self._write_last_record(worker, "replaced")
+            self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
+            self._roster.join(worker)
+        elif self._seats.keys() == self._expected:
+            self.begin()
 
-    def _changed(self, _members: Members) -> None:
+    def _sit_down(self, seat: Seat) -> None:
+        worker = seat.entrant.worker
+        self._seats[worker] = seat
+        self._reported[worker] = 0
+        known = self._resumed.lived.get(worker, 0) if self._resumed and seat.host is None else 0
+        self._lines_before[worker] = self._lines[worker] - known
+
+    def _host_for(self, newcomer: int) -> int:
+        """Return the member that has the fewest newcomers to look after; raises `Refused`."""
+        able = [worker for worker in self.members.party() if worker != newcomer]
+        if not able:
+            raise Refused("nobody is left who could let a newcomer in")
+        busy = Counter(self._seats[guest].host for guest in self.members if guest not in able)
+        return min(able, key=lambda worker: (busy[worker], self._seats[worker].incarnation, worker))
+
+    def _is_out(self, worker: int) -> bool:
+        return self._roster is not None and worker not in self._roster.members
+
+    def _take_out(self, worker: int, reason: str, suspected: bool) -> None:
+        assert self._roster is not None
+        self._heard.pop(worker, None)
+        self._gone.append(Gone(worker, self._seats[worker].entrant.life, reason))
+        self._write_last_record(worker, reason)
+        self._roster.remove(worker, suspected=suspected)
+
+    def _begin(self, began_s: float) -> None:
+        absent = self._expected - self._seats.keys()
+        self._roster = Roster(tuple(sorted(self._expected)), self._changed, absent, self._note_roster)
+        self._began_s = began_s - (self._resumed.time_s if self._resumed else 0.0)
+        self._heard = dict.fromkeys(self._seats, self._clock())
+        self._begun.set()
+
+    def _keep(self, worker: int, records: Sequence[Record]) -> None:
+        self._lines[worker] += len(records)
+        self._records += [_plain(record) for record in records]
+        for record in records:
+            self._lives[worker].see(record)
+            self._tally.see(record)
+            if self._book is not None:
+                self._book.saw(record)
+
+    def _forget(self, taken: int) -> None:
+        """The driver has so many records in all: these are kept no longer."""
+        gone = taken - self._taken
+        self._taken_lines.update(fields["worker"] for fields in self._records[:gone])
+        del self._records[:gone]
+        self._taken = taken
+
+    def _write_last_record(self, worker: int, reason: str) -> None:
+        """Write the last record of a worker that cannot."""
+        if self._lives[worker].is_on:
+            last = self._lives[worker].last_record(worker, self._clock() - self._began_s, reason)
+            self._note("last", worker, _plain(last))
+            self._keep(worker, [last])
+
+    def _changed(self, members: Members) -> None:
+        if self._book is not None:
+            self._book.changed(members)
+        for worker in members.departed[self._departed :]:
+            self.desk.left(worker, finished=worker in members.finished)
+        self._departed = len(members.departed)
         self._change.set()
         self._change = asyncio.Event()
+
+    # -- the ledger --------------------------------------------------------------------------------------------------
+
+    def _note(self, *entry: Any) -> None:
+        if self._ledger is not None:
+            self._ledger.append(entry)
+
+    def _note_roster(self, entry: Entry) -> None:
+        self._note("roster", entry)
+
+    def _go_on(self, ledger: Ledger) -> None:
+        for entry in ledger.entries():
+            match entry:
+                case ("seat", fields, incarnation, host):
+                    self._sit_down(Seat(Entrant(*fields), incarnation, host))
+                case ("stand", worker):
+                    del self._seats[worker]
+                case ("begin", began_s):
+                    self._begin(began_s)
+                case ("roster", told) if self._roster is not None:
+                    self._roster.replay([told])
+                    self._changed(self._roster.members)
+                case ("report", worker, records):
+                    self._reported[worker] += len(records)
+                    self._keep(worker, [record_from(fields) for fields in records])
+                case ("last", worker, fields):
+                    self._keep(worker, [record_from(fields)])
+                case ("lease", request) if self._book is not None:
+                    self._book.lease(Request(*request))
+                case ("taken", taken):
+                    self._forget(taken)
+                case _:
+                    raise ValueError(f"a ledger has no entry such as {entry!r}")
+        self._heard = {worker: self._clock() for worker in self._heard if not self._is_out(worker)}
+
+
+class _Life:
+    """What the records of a worker's present life come to so far."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self._step = self._sent_bytes = 0
+        self._compute_s = 0.0
+
+    def see(self, record: Record) -> None:
+        if isinstance(record, Joined):
+            self.is_on = True
+            self._step = self._sent_bytes = 0
+            self._compute_s = 0.0
+        elif isinstance(record, Left):
+            self.is_on = False
+        elif isinstance(record, Trained):
+            self._step = record.step
+            self._compute_s += record.seconds
+        elif isinstance(record, Synced):
+            self._sent_bytes = record.sent_bytes
+
+    def last_record(self, worker: int, time_s: float, reason: str) -> Left:
+        return Left(
+            time_s=time_s,
+            worker=worker,
+            reason=reason,
+            step=self._step,
+            seconds={"compute": self._compute_s, "talk": 0.0, "wait": 0.0, "evaluate": 0.0},
+            sent_bytes=self._sent_bytes,
+            received_bytes=0,
+            messages_sent=0,
+        )
+
+
+def _plain(record: Record) -> Fields:
+    return {"kind": record.kind, **dataclasses.asdict(record)}
 
 
 def _require_equal(first: Entrant, entrant: Entrant) -> None:
@@ -173,206 +490,16 @@ def _require_equal(first: Entrant, entrant: Entrant) -> None:
         )
 
 
-def _checked_record(worker: int, fields: Fields) -> Fields:
+def _checked_record(worker: int, fields: Fields) -> Record:
     try:
-        record = record_from(fields)
-    except (ConfigError, TypeError) as error:
+        kind = record_from(fields).kind
+        record: Record = _TYPES[kind].validate_python({name: fields[name] for name in fields if name != "kind"})
+    except (ConfigError, TypeError, ValidationError) as error:
         raise Refused(f"worker {worker} reported what is no record: {error}") from error
-    if record.worker != worker:
-        raise Refused(f"worker {worker} reported a record of worker {record.worker}")
-    return fields
+    values = dataclasses.asdict(record).values()
+    if record.worker != worker or any(isinstance(value, int) and value < 0 for value in values):
+        raise Refused(f"worker {worker} reported what cannot be a record of its own: {record.to_json()}")
+    return record
 
 
-# -- gRPC --------------------------------------------------------------------------------------------------------------
-
-
-class CoordinatorServer:
-    """Answers the workers' calls from a `Coordinator`. Whatever a request holds, the server goes on."""
-
-    def __init__(self, coordinator: Coordinator, keys: rpc.Keys) -> None:
-        self._coordinator = coordinator
-        self._keys = keys
-        self._server: Any = None
-
-    async def start(self, host: str, port: int) -> str:
-        """Listen on `host:port` (0: a free one); return the address. Raises `RunError` when the port is in use."""
-        calls = {"join": self._join, "vote": self._vote, "watch": self._watch, "report": self._report}
-        methods = {name: _method(call) for name, call in {**calls, "leave": self._leave}.items()}
-        self._server, address = await rpc.serve(
-            SERVICE, methods, host=host, port=port, keys=self._keys, max_message_bytes=MAX_REQUEST_BYTES
-        )
-        return address
-
-    async def stop(self) -> None:
-        await self._server.stop(grace=None)
-
-    async def _join(self, request: Fields) -> Fields:
-        entrants = await self._coordinator.join(_read(Entrant, request))
-        entries = [dataclasses.asdict(entrant) for entrant in entrants]
-        return {"entrants": entries, "members": _plain(self._coordinator.members)}
-
-    async def _vote(self, request: Fields) -> Fields:
-        decision = await self._coordinator.vote(_read(Ballot, request))
-        return {"outcome": decision.outcome, "members": _plain(decision.members), "now": _plain(decision.now)}
-
-    async def _watch(self, request: Fields) -> Fields:
-        return {"members": _plain(await self._coordinator.watch(_whole(request, "epoch")))}
-
-    async def _report(self, request: Fields) -> Fields:
-        self._coordinator.report(*_batch(request))
-        return {}
-
-    async def _leave(self, request: Fields) -> Fields:
-        self._coordinator.leave(*_batch(request))
-        return {}
-
-
-def _method(call: Callable[[Fields], Awaitable[Fields]]) -> Any:
-    async def answer(request: bytes, context: Any) -> bytes:
-        try:
-            reply: bytes = msgpack.packb(await call(_unpack(request)))
-            return reply
-        except Refused as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            raise
-
-    return grpc.unary_unary_rpc_method_handler(answer)
-
-
-def _unpack(data: bytes) -> Fields:
-    try:
-        fields = msgpack.unpackb(data, strict_map_key=True)
-    except Exception as error:
-        raise Refused(f"the request is not msgpack: {error}") from error
-    if not isinstance(fields, dict):
-        raise Refused("the request is not a map")
-    return fields
-
-
-def _whole(fields: Fields, name: str) -> int:
-    value = fields.get(name)
-    if type(value) is not int or value < 0:
-        raise Refused(f"'{name}' must be a whole number of at least 0")
-    return value
-
-
-def _batch(fields: Fields) -> tuple[int, int, list[Fields]]:
-    records = fields.get("records")
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise Refused("'records' must be a list of maps")
-    return _whole(fields, "worker"), _whole(fields, "first"), records
-
-
-_KINDS = {"int": (int,), "str": (str,), "int | None": (int, type(None)), "tuple[int, ...]": (list,)}
-
-
-def _read(cls: type[Any], fields: Fields) -> Any:
-    """Return the dataclass of these fields; raises `Refused` if names or types are not its own."""
-    wanted = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(cls)}
-    if fields.keys() != wanted.keys() or any(type(fields[name]) not in kinds for name, kinds in wanted.items()):
-        raise Refused(f"the request must have the fields {', '.join(wanted)}, each of its type")
-    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    if any(type(item) is not int for items in tuples.values() for item in items):
-        raise Refused(f"{' and '.join(tuples)} must hold whole numbers alone")
-    return cls(**{**fields, **tuples})
-
-
-def _plain(members: Members) -> list[Any]:
-    guests = [[worker, sorted(channels)] for worker, channels in members.guests.items()]
-    admitted = [[channel, list(workers)] for channel, workers in members.admitted.items()]
-    return [members.epoch, list(members.ids), list(members.finished), list(members.departed), guests, admitted]
-
-
-def _members(plain: Sequence[Any]) -> Members:
-    epoch, ids, finished, departed, guests, admitted = plain
-    return Members(
-        epoch,
-        tuple(ids),
-        tuple(finished),
-        tuple(departed),
-        {worker: frozenset(channels) for worker, channels in guests},
-        {channel: tuple(workers) for channel, workers in admitted},
-    )
-
-
-class CoordinatorClient:
-    """A worker's line to the coordinator. Every call ends in an answer or, within a bounded time, in `RunError`."""
-
-    def __init__(self, address: str, worker: int, keys: rpc.Keys) -> None:
-        self._address, self._worker = address, worker
-        self._metadata = keys.metadata
-        self._channel = rpc.dial(address, keys)
-
-    async def join(self, entrant: Entrant, timeout_s: float) -> tuple[Members, list[Entrant]]:
-        """Return the members and all entrants once everybody is there. Raises `RunError`, also when refused."""
-        reply = await self._call("join", dataclasses.asdict(entrant), timeout_s)
-        return _members(reply["members"]), [Entrant(**fields) for fields in reply["entrants"]]
-
-    async def vote(self, ballot: Ballot, timeout_s: float) -> Decision:
-        """Return the decision on the ballot's round."""
-        reply = await self._call("vote", dataclasses.asdict(ballot), timeout_s)
-        return Decision(reply["outcome"], _members(reply["members"]), _members(reply["now"]))
-
-    async def watch(self, epoch: int) -> Members:
-        """Return the members once the epoch has advanced, or after a while the same ones."""
-        return _members((await self._call("watch", {"epoch": epoch}, WATCH_S + GRACE_S))["members"])
-
-    async def report(self, first: int, records: Sequence[Record]) -> None:
-        """Hand in this worker's records, its `first`-th and following."""
-        await self._call("report", self._batch(first, records), GRACE_S)
-
-    async def leave(self, first: int, records: Sequence[Record]) -> None:
-        """Hand in this worker's last records and leave the run."""
-        await self._call("leave", self._batch(first, records), GRACE_S)
-
-    async def close(self) -> None:
-        await self._channel.close()
-
-    def _batch(self, first: int, records: Sequence[Record]) -> Fields:
-        plain = [{"kind": record.kind, **dataclasses.asdict(record)} for record in records]
-        return {"worker": self._worker, "first": first, "records": plain}
-
-    async def _call(self, method: str, fields: Fields, timeout_s: float) -> Fields:
-        call = self._channel.unary_unary(f"/{SERVICE}/{method}")
-        try:
-            reply = await call(msgpack.packb(fields), metadata=self._metadata, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
-                raise RunError(error.details()) from None
-            raise RunError(
-                f"worker {self._worker}: the coordinator at {self._address} did not answer '{method}': "
-                f"{error.details()}"
-            ) from None
-        answer: Fields = msgpack.unpackb(reply)
-        return answer
-
-
-# -- Ray ---------------------------------------------------------------------------------------------------------------
-
-
-class CoordinatorActor:
-    """The coordinator as the driver's Ray actor."""
-
-    def __init__(self, workers: Sequence[int], secret: str, certificates: Path | None, silence_s: float) -> None:
-        self._workers, self._silence_s = workers, silence_s
-        self._secret, self._certificates = secret, certificates
-        self._coordinator: Coordinator | None = None
-
-    async def start(self, port: int) -> str:
-        """Listen on this machine's `port`; return the address. Raises `ConfigError`, and `RunError`: a port in use."""
-        keys = rpc.Keys.here(self._secret, self._certificates)
-        self._coordinator = Coordinator(self._workers, silence_s=self._silence_s)
-        server = CoordinatorServer(self._coordinator, keys)
-        return await server.start(rpc.host_here(), port)
-
-    async def remove(self, worker: int) -> None:
-        """The worker is dead."""
-        self._started().remove(worker)
-
-    async def poll(self) -> Poll:
-        """Return what is new."""
-        return self._started().poll()
-
-    def _started(self) -> Coordinator:
-        assert self._coordinator is not None
-        return self._coordinator
+_TYPES: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(cls) for kind, cls in KINDS.items()}

@@ -23,7 +23,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # calls fail at once meanwhile, and a coordinator is soon back
+    ("grpc.max_reconnect_backoff_ms", 500),
 )
 
 

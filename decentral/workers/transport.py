@@ -15,7 +15,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -34,7 +34,14 @@ KEPT_BYTES = 1 << 26
 
 SERVICE = "decentral.Packets"
 METHOD = "Send"
-_PATH = f"/{SERVICE}/{METHOD}"
+BEAT = "Beat"
+_SEND = f"/{SERVICE}/{METHOD}"
+_BEAT = f"/{SERVICE}/{BEAT}"
+CALL_S = 2.0
+"""Seconds that a worker has to answer whoever doubts that it lives."""
+
+Sign = Literal["alive", "gone", "silent"]
+"""What a call to a worker came to: it answered, nothing listens there any more, or neither in time."""
 
 
 class Contact(NamedTuple):
@@ -60,6 +67,16 @@ class Receiver(Protocol):
         """A frame of this member was refused."""
 
 
+class Lookout(Protocol):
+    """Who knows more than we do about who is in the run, and wants to know what we find out."""
+
+    async def catch_up(self) -> None:
+        """Somebody writes whom we do not know: `admit` it, if it has come since."""
+
+    def unreachable(self, worker: int, incarnation: int) -> None:
+        """A member cannot be reached."""
+
+
 class Transport:
     """One worker's server and its channels to the others.
 
@@ -82,6 +99,7 @@ class Transport:
         self._max_packet_bytes = max_packet_bytes
         self._patience_s = patience_s
         self.pace = pace or Pace()
+        self.lookout: Lookout | None = None
         self._buffers = Buffers(min(max_packet_bytes // 2, KEPT_BYTES))
         self._incoming: Counter[int] = Counter()  # bytes by source
         self._room = asyncio.Event()
@@ -94,9 +112,12 @@ class Transport:
 
     async def start(self, host: str, port: int = 0) -> str:
         """Listen on that port of `host` (0: a free one); return the address. Raises `RunError`."""
-        handler = grpc.stream_unary_rpc_method_handler(self._receive)
+        methods = {
+            METHOD: grpc.stream_unary_rpc_method_handler(self._receive),
+            BEAT: grpc.unary_unary_rpc_method_handler(_answer_beat),
+        }
         self._server, address = await rpc.serve(
-            SERVICE, {METHOD: handler}, host=host, port=port, keys=self._keys, max_message_bytes=2 * CHUNK
+            SERVICE, methods, host=host, port=port, keys=self._keys, max_message_bytes=2 * CHUNK
         )
         return address
 
@@ -140,6 +161,18 @@ class Transport:
         flight.add_done_callback(landed)
         return arrived
 
+    async def beat(self, to: int, timeout_s: float) -> None:
+        """Hear whether the member lives. Raises `PeerGone` if it does not answer in time, or is no member."""
+        contact = self._contacts.get(to)
+        if contact is None:
+            raise PeerGone(f"worker {to} is not in the run")
+        try:
+            beat = self._channel(contact.address).unary_unary(_BEAT)
+            await beat(b"", metadata=self._keys.metadata, timeout=timeout_s)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            self._not_reached(to, contact, error)
+            raise PeerGone(f"worker {to} does not answer") from None
+
     async def drained(self) -> None:
         """Wait until nothing of ours is on the way any more. Takes as long as the patience at most, per packet."""
         while flights := [flight for flights in self._flights.values() for flight in flights]:
@@ -171,9 +204,9 @@ class Transport:
             with Patience(self._patience_s) as patience:
                 await flow.take(len(message))
                 if last:
-                    call = channel.unary_unary(_PATH)(message, metadata=self._keys.metadata)
+                    call = channel.unary_unary(_SEND)(message, metadata=self._keys.metadata)
                 else:
-                    call = channel.stream_unary(_PATH)(metadata=self._keys.metadata)
+                    call = channel.stream_unary(_SEND)(metadata=self._keys.metadata)
                     await call.write(message)
                     for message, _ in chunks:
                         patience.renew()
@@ -184,11 +217,18 @@ class Transport:
                 await call
         except asyncio.TimeoutError:
             raise PeerGone(f"worker {to} took nothing for {self._patience_s:g} s") from None
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            self._not_reached(to, contact, error)
             raise PeerGone(f"worker {to} cannot be reached: {await call.details()}") from None
         finally:
             if call is not None:
                 call.cancel()
+
+    def _not_reached(self, to: int, contact: Contact, error: Exception) -> None:
+        """Say so, unless it was refused what we sent: who refuses is there."""
+        lost = not isinstance(error, grpc.aio.AioRpcError) or error.code() == grpc.StatusCode.UNAVAILABLE
+        if lost and self.lookout is not None and self._contacts.get(to) == contact:
+            self.lookout.unreachable(to, contact.incarnation)
 
     def _channel(self, address: str) -> Any:
         channel = self._channels.get(address)
@@ -217,6 +257,9 @@ class Transport:
         begins = 2 + int.from_bytes(message[:2], "big")
         header = unpack_header(message[2:begins])
         await self._admitted.wait()  # a quicker member may write before we know who is in the run
+        contact = self._contacts.get(header.source)
+        if self.lookout is not None and (contact is None or contact.incarnation < header.incarnation):
+            await self.lookout.catch_up()
         self._check_source(header)
         try:
             await self._accept(header, message, messages, patience)
@@ -310,6 +353,30 @@ class Patience:
         else:
             assert self._task is not None
             self._expired = self._task.cancel()
+
+
+async def call_worker(address: str, keys: rpc.Keys) -> Sign:
+    """Find out whether a worker lives at the address."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), CALL_S)
+        writer.close()
+    except ConnectionRefusedError:
+        return "gone"
+    except (OSError, asyncio.TimeoutError):
+        return "silent"
+    channel = rpc.dial(address, keys)
+    try:
+        await channel.unary_unary(_BEAT)(b"", metadata=keys.metadata, timeout=CALL_S)
+    except grpc.aio.AioRpcError:
+        return "silent"
+    finally:
+        await channel.close()
+    return "alive"
+
+
+async def _answer_beat(_request: bytes, _context: Any) -> bytes:
+    return b""
 
 
 def opening(header: bytes, payload: bytes | memoryview = b"") -> bytes:

@@ -10,15 +10,20 @@ import ray
 import safetensors.torch
 import torch
 
+from decentral.checkpoint import Storage, keep
 from decentral.config import Run, validated
+from decentral.members import Members
 from decentral.offload import OffloadedReplica
 from decentral.peer import Peer
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
 from decentral.workers.buffers import prepare_memory
-from decentral.workers.coordinator import CoordinatorClient, Entrant
+from decentral.workers.coordinator import Entrant
+from decentral.workers.coordinator_rpc import CoordinatorClient, RemoteDesk
+from decentral.workers.notices import sources_named
 from decentral.workers.pace import Pace
-from decentral.workers.transport import Contact, Transport
+from decentral.workers.resume import state_of
+from decentral.workers.transport import Transport
 from decentral.workers.world import Inbox, RealWorld
 
 SLOT = "slot."
@@ -26,13 +31,16 @@ SLOT = "slot."
 
 
 class Worker:
-    """Trains one replica. `table` is the run file's contents; `incarnation` counts the lives of worker `worker`.
+    """Trains one replica. `table` is the run file's contents; `life` counts the actors of worker `worker`.
+
+    Who is there when a run goes on from a checkpoint begins with its state in the folder `resumed`.
 
     No method may be a coroutine: Ray would then run all of them on an event loop of its own.
     """
 
-    def __init__(self, table: dict[str, Any], worker: int, incarnation: int, secret: str) -> None:
-        self._table, self._worker, self._incarnation, self._secret = table, worker, incarnation, secret
+    def __init__(self, table: dict[str, Any], worker: int, life: int, secret: str, resumed: str | None = None) -> None:
+        self._resumed = resumed
+        self._table, self._worker, self._life, self._secret = table, worker, life, secret
         self._peer: Peer | None = None
 
     def run(self, coordinator: str) -> str:
@@ -48,8 +56,9 @@ class Worker:
             rpc.Keys.here(self._secret, run.real.certificates),
             host=rpc.host_here(),
             device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
+            resumed=self._resumed,
         )
-        self._peer, reason = asyncio.run(live(run, self._worker, self._incarnation, place))
+        self._peer, reason = asyncio.run(live(run, self._worker, self._life, place))
         return reason
 
     def result(self) -> bytes:
@@ -61,16 +70,30 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker finds itself: the coordinator's address, its keys, the host it listens on, its device."""
+    """Where a worker finds itself: the coordinator's address, its keys, the host it listens on, its device.
+
+    `resumed` is the folder of the checkpoint that the run goes on from.
+    """
 
     coordinator: str
     keys: rpc.Keys
     host: str
     device: torch.device
+    resumed: str | None = None
 
 
-async def live(run: Run, worker: int, incarnation: int, place: Place) -> tuple[Peer, str]:
-    """Join the run, train, leave; return the peer as it ended and why it left. Raises as `Worker.run` does."""
+async def live(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, str]:
+    """Join the run, train, leave; return the peer as it ended and why it left. Raises as `Worker.run` does.
+
+    A newcomer whose host goes before it takes part asks somebody else to let it in.
+    """
+    while True:
+        peer, reason = await _live_once(run, worker, life, place)
+        if reason == "finished" or not (peer.guide is not None and peer.follows):
+            return peer, reason
+
+
+async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, str]:
     replica = (OffloadedReplica if run.real.offload else TorchReplica)(
         run.make_task(),
         run.inner,
@@ -90,24 +113,36 @@ async def live(run: Run, worker: int, incarnation: int, place: Place) -> tuple[P
         pace=pace_of(run, worker),
     )
     client = CoordinatorClient(place.coordinator, worker, place.keys)
+    absence_s = run.real.start_timeout_s
+    saved = None if place.resumed is None else await asyncio.to_thread(state_of, run, place.resumed, worker)
     try:
         address = await transport.start(place.host)
-        entrant = Entrant(worker, incarnation, address, replica.digest(), replica.layout.size)
-        members, entrants = await client.join(entrant, run.real.start_timeout_s)
-        world = RealWorld(transport, client, incarnation=incarnation, speed=run.fleet.each()[worker].speed)
+        entrant = Entrant(worker, life, address, replica.digest(), replica.layout.size)
+        welcome = await client.join(entrant, 2 * absence_s)  # as the supervisor waits for latecomers
+        speed = run.fleet.each()[worker].speed
+        world = RealWorld(transport, client, incarnation=welcome.incarnation, speed=speed)
         peer = inbox.peer = Peer(
             world,
             replica,
-            members,
+            welcome.members,
             worker=worker,
             seed=run.seed,
             steps=run.steps,
             evaluate_every=run.evaluate_every,
             patience_s=run.patience_s,
             norm_limit=run.norm_limit,
+            cohort=Members(0, tuple(range(run.fleet.size))),
+            began_s=asyncio.get_running_loop().time() - welcome.elapsed_s,
+            lease=world.lease if run.leases else None,
+            bounded=run.epochs is not None,
+            loading_s=lambda: replica.loading_s,
         )
-        contacts = {entry.worker: Contact(entry.incarnation, entry.address) for entry in entrants}
-        return peer, await world.live(peer, run.rule, contacts)
+        if saved is not None and welcome.host is None:
+            peer.restore(saved)
+        if run.checkpoint.url:
+            peer.spawn(keep(peer, RemoteDesk(client), Storage(run.checkpoint.url), asyncio.to_thread))
+        notices = sources_named(run.real.notices)
+        return peer, await world.live(peer, run.rule, welcome, notices=notices, absence_s=absence_s)
     finally:
         await transport.close()
         await client.close()

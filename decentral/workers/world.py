@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
 from decentral.errors import PeerGone, RunError
 from decentral.journal import Record
-from decentral.members import Ballot, Decision
-from decentral.peer import Peer
+from decentral.leases import Grant, Request
+from decentral.members import Ballot, Decision, Members
+from decentral.peer import PREEMPTED, Peer
 from decentral.protocols import SyncRule
+from decentral.protocols.joining import Host, entering
 from decentral.replica import BatchId, Spans
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
-from decentral.workers.coordinator import CoordinatorClient
+from decentral.workers.coordinator import Welcome
+from decentral.workers.coordinator_rpc import CoordinatorClient
+from decentral.workers.detector import Detector
+from decentral.workers.notices import Notice, NoticeSource, listen
 from decentral.workers.transport import Contact, Transport
 
 T = TypeVar("T")
@@ -29,6 +35,12 @@ RETRY_S = 1.0
 """Seconds until the coordinator is asked again after it did not answer."""
 VOTE_PATIENCES = 20
 """A decision may take so many times a worker's patience: the others may have to wait for packets first."""
+GOING_S = 3.0
+"""Seconds that a worker takes to say good-bye: what it keeps of the time it is given."""
+BEAT_S = 0.5
+"""Seconds between two beats to a neighbour."""
+NEIGHBOURS = 2
+"""Members that a worker watches over: so many after it, in the order of their numbers, the first after the last."""
 
 
 class RealWorld:
@@ -44,23 +56,45 @@ class RealWorld:
         self._loop = asyncio.get_running_loop()
         self._unreported: list[Record] = []
         self._reported = 0
+        self._peer: Peer
+        self._admitted = -1  # the epoch whose members the transport knows
+        self._contacts: dict[int, Contact] = {}
+        self._detector = Detector(BEAT_S)
+        self._must_go = False
+        self._suspects: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._beating: dict[int, asyncio.Task[None]] = {}
         self.layerwise = None  # an inner optimiser may clip by the norm of the whole gradient
 
     # -- the life of a worker ----------------------------------------------------------------------------------------
 
-    async def live(self, peer: Peer, rule: SyncRule, contacts: Mapping[int, Contact]) -> str:
-        """Run the rule to its end and leave the run; return the reason that the journal gives.
+    async def live(
+        self, peer: Peer, rule: SyncRule, welcome: Welcome, *, notices: Sequence[NoticeSource] = (), absence_s: float
+    ) -> str:
+        """Run the rule to its end, or until one of the `notices` says that the machine goes, and leave the run.
 
-        Raises what the task or the rule raised, and `RunError` when the coordinator is lost.
+        Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end. Raises what
+        the task or the rule raised, and `RunError` when the coordinator is lost.
         """
-        self._transport.admit(contacts)
-        beside = [self._loop.create_task(self._watch(peer, contacts)), self._loop.create_task(self._report())]
+        self._peer = peer
+        self._transport.lookout = self
+        self._contacts = welcome.contacts
+        self._transport.admit(welcome.contacts)
+        main = self._loop.create_task(peer.run(rule.run if welcome.host is None else entering(rule, welcome.host)))
+        tasks = [self._watch(), self._report(), self._beat(), listen(notices, lambda notice: self._heed(main, notice))]
+        beside = [self._loop.create_task(task) for task in tasks]
+        if rule.takes_newcomers:
+            peer.host = host = Host(peer)
+            peer.spawn(host.listen())
         try:
             try:
-                await peer.run(rule.run)
+                await main
                 reason = "finished"
             except PeerGone as error:
                 reason = str(error)
+            except asyncio.CancelledError:
+                if not self._must_go:
+                    raise
+                reason = PREEMPTED
             await self._transport.drained()
             self.record(peer.left(reason))
         finally:
@@ -71,20 +105,72 @@ class RealWorld:
             self._coding.shutdown(wait=False)
             with suppress(RunError):  # when the worker fails, its records tell how it came to it
                 await self._hand_in()
-        await self._coordinator.leave(self._reported, self._unreported)
+        await self._coordinator.leave(self._reported, self._unreported, reason == "finished", absence_s)
         return reason
 
-    async def _watch(self, peer: Peer, contacts: Mapping[int, Contact]) -> None:
+    def _heed(self, main: asyncio.Task[None], notice: Notice) -> None:
+        """Leave between two rounds, or in the midst of one if there is no time."""
+        self._peer.leave()
+
+        def go() -> None:
+            self._must_go = True
+            main.cancel()
+
+        if notice.deadline_s < math.inf:
+            self._loop.call_later(max(0.0, notice.deadline_s - GOING_S), go)
+
+    async def _watch(self) -> None:
         """Tell peer and transport who is in the run, whenever that changes."""
         while True:
             try:
-                members = await self._coordinator.watch(peer.everybody.epoch)
+                await self._look(self._admitted)
             except RunError:
                 await asyncio.sleep(RETRY_S)
-                continue
-            if members.epoch > peer.everybody.epoch:
-                self._transport.admit({worker: contacts[worker] for worker in members})
-                peer.changed(members)
+
+    async def _look(self, epoch: int) -> None:
+        members, contacts = await self._coordinator.watch(epoch)
+        if members.epoch > self._admitted:
+            self._admitted, self._contacts = members.epoch, contacts
+            self._transport.admit(contacts)
+            self._peer.changed(members)
+
+    async def catch_up(self) -> None:
+        """Know who is in the run as of now."""
+        with suppress(RunError):
+            await self._look(self._admitted - 1)
+
+    async def _beat(self) -> None:
+        """Watch over our neighbours: who does not answer is named to the coordinator."""
+        beaten = 0.0
+        while True:
+            await asyncio.sleep(BEAT_S / 2)  # as often as the detector has to look
+            now, neighbours = self._loop.time(), _neighbours(self._peer.everybody, self._peer.id)
+            self._detector.watch(neighbours, now)
+            if now - beaten >= BEAT_S:
+                beaten = now
+                for neighbour in set(neighbours) - self._beating.keys():
+                    self._beating[neighbour] = self._loop.create_task(self._hear(neighbour))
+            for silent in self._detector.suspected(now):
+                if silent in self._contacts:
+                    self.unreachable(silent, self._contacts[silent].incarnation)
+
+    async def _hear(self, neighbour: int) -> None:
+        with suppress(PeerGone):
+            await self._transport.beat(neighbour, self._peer.patience_s)
+            self._detector.heard(neighbour, self._loop.time())
+        del self._beating[neighbour]
+
+    def unreachable(self, worker: int, incarnation: int) -> None:
+        """A member cannot be reached: somebody should find out whether it still lives."""
+        suspect = (worker, incarnation)
+        if suspect not in self._suspects:
+            self._suspects[suspect] = self._loop.create_task(self._suspect(*suspect))
+
+    async def _suspect(self, worker: int, incarnation: int) -> None:
+        with suppress(RunError):
+            await self._coordinator.suspect(worker, incarnation)
+            self._detector.heard(worker, self._loop.time())  # who is in the run all the same has been heard by another
+        del self._suspects[worker, incarnation]
 
     async def _report(self) -> None:
         """Hand in records as they come. What cannot be handed in now is kept: training does not depend on it."""
@@ -147,7 +233,14 @@ class RealWorld:
 
     async def vote(self, peer: Peer, ballot: Ballot) -> Decision:
         """Vote at the coordinator. Raises `RunError` when it cannot be reached."""
-        return await self._coordinator.vote(ballot, VOTE_PATIENCES * peer.patience_s)
+        decision = await self._coordinator.vote(ballot, VOTE_PATIENCES * peer.patience_s)
+        if decision.now.epoch > self._admitted:
+            await self.catch_up()  # whoever takes part from now on must be somebody whom we know
+        return decision
+
+    async def lease(self, request: Request) -> Grant:
+        """Ask for samples at the coordinator. Raises `RunError` when it cannot be reached."""
+        return await self._coordinator.lease(request, VOTE_PATIENCES * self._peer.patience_s)
 
     def record(self, record: Record) -> None:
         """Keep the record for the next report."""
@@ -174,6 +267,12 @@ class RealWorld:
                 self._transport.pace.training = False
 
         return training
+
+
+def _neighbours(members: Members, worker: int) -> list[int]:
+    """Return the members that the worker watches over."""
+    following = [other for other in members if other > worker] + [other for other in members if other < worker]
+    return following[:NEIGHBOURS]
 
 
 class _Handicap:

@@ -37,10 +37,24 @@ class Faulty(Quadratic):
         if worker == self.worker and start <= self.at < start + size:
             if self.fault == "raises":
                 raise ValueError("no such batch")
-            if self.fault == "nan":
-                return centres * float("nan"), noise
             if self.fault == "hangs":
                 threading.Event().wait()
             if self.fault == "exits":
                 os._exit(1)
+        if worker == self.worker and self.fault == "slow":
+            threading.Event().wait(0.01)
         return centres, noise
+
+
+class Gated(Quadratic):
+    """A quadratic on which nobody gets past sample `at` before somebody has made the file `gate`."""
+
+    name: ClassVar[str] = ""
+
+    at: int = 0
+    gate: Path | None = None
+
+    def batch(self, worker: int, start: int, size: int) -> tuple[Tensor, Tensor]:
+        while self.gate is not None and start >= self.at and not self.gate.exists():
+            threading.Event().wait(0.02)
+        return super().batch(worker, start, size)

@@ -267,27 +267,20 @@ def test_the_dead_the_unknown_and_the_unwilling_are_gone() -> None:
     run(main())
 
 
-def test_a_member_that_dies_ends_what_is_on_the_way_to_it() -> None:
+def test_a_member_that_dies_or_leaves_ends_what_is_on_the_way_to_it() -> None:
     async def main() -> None:
-        async with transport(Recorder()) as (sender, _):
-            async with transport(Recorder()) as (_, address):
-                sender.admit({1: Contact(0, address)})
-                killed = sender.send(1, header_of(packet_of(20_000_000)), packet_of(20_000_000))
-                await asyncio.wait([killed], timeout=0.2)  # it waits to be admitted, for ever
+        async with transport(Recorder()) as (sender, _), transport(Recorder()) as (_, remote):
+            async with transport(Recorder()) as (_, mortal):
+                sender.admit({1: Contact(0, mortal), 2: Contact(0, remote)})
+                packet = packet_of(20_000_000)
+                killed, dropped = sender.send(1, header_of(packet), packet), sender.send(2, header_of(GOOD), GOOD)
+                done, _ = await asyncio.wait([killed, dropped], timeout=0.2)  # they wait to be admitted, for ever
+                assert not done
             with pytest.raises(PeerGone):
                 await killed
-
-    run(main())
-
-
-def test_a_member_that_left_ends_what_is_on_the_way_to_it() -> None:
-    async def main() -> None:
-        async with transport(Recorder()) as (sender, _), transport(Recorder()) as (_, address):
-            sender.admit({1: Contact(0, address)})
-            dropped = sender.send(1, header_of(GOOD), GOOD)
-            await asyncio.wait([dropped], timeout=0.1)
+            assert not dropped.done()
             sender.admit({})
-            with pytest.raises(PeerGone, match="worker 1 left the run"):
+            with pytest.raises(PeerGone, match="worker 2 left the run"):
                 await dropped
 
     run(main())
@@ -303,11 +296,13 @@ def test_a_shaped_link_takes_the_time_that_its_size_rate_and_latency_come_to() -
             receiver.admit({0: Contact(0, "unused")})
             await sender.send(1, header_of(GOOD), GOOD)  # connects
             packet = packet_of(nbytes)
-            began = time.perf_counter()
-            await sender.send(1, header_of(packet), packet)
-            seconds = time.perf_counter() - began
+            seconds: list[float] = []
+            for _ in range(3):  # a busy machine makes a transfer longer, never shorter
+                began = time.perf_counter()
+                await sender.send(1, header_of(packet), packet)
+                seconds.append(time.perf_counter() - began)
             expected = latency_s + 8 * nbytes / bps
-            assert 0.95 * expected <= seconds <= 1.3 * expected
+            assert 0.95 * expected <= min(seconds) <= 1.3 * expected
 
     run(main(Pace(up_bps=bps, latency_s=latency_s), Pace(down_bps=4 * bps)))
     run(main(Pace(up_bps=4 * bps, latency_s=latency_s), Pace(down_bps=bps)))

@@ -7,11 +7,12 @@ the bridge's end; the head, where Ray's services, the coordinator and the driver
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PAYLOAD_SHARE = 1448 / 1514
@@ -21,6 +22,7 @@ BURST = "32kb"
 START_S = 60.0
 PORT = 6379
 SUBNET = "10.77.0"
+_RAY_START = (str(Path(sys.executable).with_name("ray")), "start", "--disable-usage-stats")
 
 
 class Cluster:
@@ -40,36 +42,69 @@ class Cluster:
     def limit(self, mbit: float) -> None:
         """Let every node send and receive at most so many Mbit/s."""
         for node in range(1, self._nodes + 1):
-            tbf = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", BURST, "latency", "200ms")
-            self._inside(self._space(node), "tc", "qdisc", "replace", "dev", "eth", *tbf)
-            self._inside(self._space(0), "tc", "qdisc", "replace", "dev", f"port{node}", *tbf)
+            self.limit_node(node, mbit)
+
+    def limit_node(self, node: int, mbit: float) -> None:
+        """Let one node send and receive at most so many Mbit/s."""
+        tbf = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", BURST, "latency", "200ms")
+        self._inside(self.space(node), "tc", "qdisc", "replace", "dev", "eth", *tbf)
+        self._inside(self.space(0), "tc", "qdisc", "replace", "dev", f"port{node}", *tbf)
 
     def train(self, run_file: Path, out: Path, timeout_s: float) -> None:
         """Run `decentral train` on the cluster, in the head's namespace."""
-        command = (sys.executable, "-m", "decentral.cli", "train", str(run_file), "--out", str(out), "--json")
-        self._inside(self._space(0), *command, "--address", f"{SUBNET}.10:{PORT}", timeout_s=timeout_s)
+        self._inside(self.space(0), *_train_command(run_file, out), timeout_s=timeout_s)
+
+    def begin_training(self, run_file: Path, out: Path) -> subprocess.Popen[bytes]:
+        """Begin to run `decentral train` in the head's namespace; what it prints goes to the file `out` + ".log"."""
+        with out.with_suffix(".log").open("wb") as log:
+            command = ("ip", "netns", "exec", self.space(0), *_train_command(run_file, out))
+            return subprocess.Popen(command, env=self._env, stdout=log, stderr=subprocess.STDOUT)
 
     def start(self) -> None:
-        head = self._space(0)
-        ray = (str(Path(sys.executable).with_name("ray")), "start", "--disable-usage-stats")
         at_head = ("--head", f"--node-ip-address={SUBNET}.10", f"--port={PORT}", "--include-dashboard=false")
-        self._inside(head, *ray, *at_head, "--num-cpus=0", timeout_s=START_S)
+        self._inside(self.space(0), *_RAY_START, *at_head, "--num-cpus=0", timeout_s=START_S)
         for node in range(1, self._nodes + 1):
-            where = (f"--address={SUBNET}.10:{PORT}", f"--node-ip-address={SUBNET}.{10 + node}")
-            self._inside(self._space(node), *ray, *where, "--num-cpus=1", timeout_s=START_S)
+            self.boot(node)
+
+    def boot(self, node: int) -> None:
+        """Start Ray on a node where it does not run."""
+        where = (f"--address={SUBNET}.10:{PORT}", f"--node-ip-address={SUBNET}.{10 + node}")
+        self._inside(self.space(node), *_RAY_START, *where, "--num-cpus=1", timeout_s=START_S)
 
     def stop(self) -> None:
         """Kill everything that runs in the namespaces."""
         for node in range(self._nodes + 1):
-            pids = _run("ip", "netns", "pids", self._space(node)).split()
-            if pids:
-                subprocess.run(["kill", "-9", *pids], check=False)
+            self.crash(node)
 
-    def _space(self, node: int) -> str:
+    def crash(self, node: int) -> None:
+        """Kill everything that runs on a node, Ray and all."""
+        for pid in self.pids(node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def pids(self, node: int) -> list[int]:
+        """Return the processes of a node."""
+        return [int(pid) for pid in _run("ip", "netns", "pids", self.space(node)).split()]
+
+    def cut(self, node: int) -> None:
+        """Nothing reaches the node any more, and nothing leaves it."""
+        _run("ip", "-n", self.space(0), "link", "set", f"port{node}", "down")
+
+    def heal(self, node: int) -> None:
+        """The node's line is up again."""
+        _run("ip", "-n", self.space(0), "link", "set", f"port{node}", "up")
+
+    def space(self, node: int) -> str:
+        """Return the namespace that is the node; 0 is the head."""
         return f"{self._name}-{node}"
 
     def _inside(self, space: str, *command: str, timeout_s: float = 20.0) -> str:
         return _run("ip", "netns", "exec", space, *command, env=self._env, timeout_s=timeout_s)
+
+
+def _train_command(run_file: Path, out: Path) -> tuple[str, ...]:
+    command = (sys.executable, "-m", "decentral.cli", "train", str(run_file), "--out", str(out), "--json")
+    return (*command, "--address", f"{SUBNET}.10:{PORT}")
 
 
 def why_not() -> str:
@@ -103,6 +138,14 @@ def why_not() -> str:
 @contextmanager
 def cluster(nodes: int) -> Iterator[Cluster]:
     """A Ray cluster of a head and so many nodes; nothing of it is left afterwards."""
+    with bare_cluster(nodes) as made:
+        made.start()
+        yield made
+
+
+@contextmanager
+def bare_cluster(nodes: int) -> Iterator[Cluster]:
+    """A head and so many nodes where nothing runs yet; whatever runs there at the end is killed."""
     name = f"dc{os.getpid()}"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dc", ignore_cleanup_errors=True)))
@@ -122,7 +165,6 @@ def cluster(nodes: int) -> Iterator[Cluster]:
             _run("ip", "-n", space, "link", "set", "eth", "up")
         made = Cluster(name, nodes, folder)
         stack.callback(made.stop)
-        made.start()
         yield made
 
 

@@ -1,0 +1,123 @@
+"""The coordinator as the driver's Ray actor, and the checkpoints it has its workers make."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from decentral.checkpoint import Abandoned, Archive, Storage, StorageError, make_checkpoint
+from decentral.config import Run, validated
+from decentral.errors import RunError
+from decentral.leases import LeaseBook
+from decentral.workers import rpc
+from decentral.workers.coordinator import Coordinator, Poll
+from decentral.workers.coordinator_rpc import CoordinatorServer
+from decentral.workers.ledger import Ledger
+from decentral.workers.resume import Resumption
+from decentral.workers.status import Status
+from decentral.workers.transport import call_worker
+
+SILENCE_S = 15.0
+"""A worker that gives no sign of life for so long (or for the run's patience, if that is longer) has stalled."""
+WRITING_S = 600.0
+"""Seconds that writing one checkpoint may take (or as long as lies between two, if that is longer)."""
+
+log = logging.getLogger(__name__)
+
+
+class CoordinatorActor:
+    """Hosts a run's coordinator. `table` is the run file's contents; checkpoints are known by the word `owner`.
+
+    One that finds the `ledger` of another goes on as that one.
+    """
+
+    def __init__(
+        self, table: dict[str, Any], secret: str, owner: str, ledger: Path, resumed: Resumption | None
+    ) -> None:
+        self._table, self._secret, self._owner, self._ledger, self._resumed = table, secret, owner, ledger, resumed
+        self._coordinator: Coordinator | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def start(self, port: int) -> tuple[str, str]:
+        """Listen on this machine's `port`; return the address and Ray's name of the node.
+
+        Raises `ConfigError`, and `RunError`: a port in use.
+        """
+        run = validated(self._table, "run")
+        keys = rpc.Keys.here(self._secret, run.real.certificates)
+        self._ledger.parent.mkdir(parents=True, exist_ok=True)
+        goes_on = self._ledger.exists()
+        self._coordinator = Coordinator(
+            range(run.fleet.size),
+            silence_s=max(SILENCE_S, run.patience_s),
+            call=lambda address: call_worker(address, keys),
+            ledger=Ledger(self._ledger),
+            book=self._book(run),
+            resumed=self._resumed,
+        )
+        if run.checkpoint.url:
+            archive = Archive(Storage(run.checkpoint.url), self._owner, run.checkpoint.keep)
+            await asyncio.to_thread(archive.claim, resume=goes_on or self._resumed is not None)
+            self._keeping = asyncio.create_task(self._keep_checkpoints(run, archive, self._coordinator))
+        server = CoordinatorServer(self._coordinator, keys)
+        return await server.start(rpc.host_here(), port), ray.get_runtime_context().get_node_id()
+
+    async def begin(self) -> None:
+        """Begin with whoever has joined."""
+        self._started().begin()
+
+    async def remove(self, worker: int, life: int, reason: str) -> None:
+        """That life of the worker is over."""
+        self._started().remove(worker, life, reason)
+
+    async def poll(self, taken: int) -> Poll:
+        """Return what is new to who has taken so many records."""
+        return self._started().poll(taken)
+
+    async def status(self, run: str) -> Status:
+        """Return what the run called so has come to, as plain values."""
+        return self._started().status(run)
+
+    async def close(self) -> None:
+        """The run is over: nobody needs the ledger any more."""
+        self._ledger.unlink(missing_ok=True)
+
+    def _started(self) -> Coordinator:
+        assert self._coordinator is not None
+        return self._coordinator
+
+    def _book(self, run: Run) -> LeaseBook | None:
+        if not run.leases:
+            return None
+        book = LeaseBook(run.batch_size, run.leased_samples(run.make_task()))
+        if self._resumed is not None and self._resumed.leases is not None:
+            book.restore(self._resumed.leases)
+        return book
+
+    async def _keep_checkpoints(self, run: Run, archive: Archive, coordinator: Coordinator) -> None:
+        """Have a checkpoint made again and again. What stands in the way of one does not stop training."""
+        await coordinator.begun()
+        while True:
+            await asyncio.sleep(run.checkpoint.every_s)
+            try:
+                folder, manifest = await make_checkpoint(
+                    coordinator.desk,
+                    archive,
+                    coordinator.members.party().ids,
+                    asyncio.to_thread,
+                    run=self._table,
+                    timeout_s=max(WRITING_S, run.checkpoint.every_s),
+                    earlier=coordinator.lines_before,
+                    journalled=coordinator.journalled,
+                )
+            except (Abandoned, StorageError) as error:
+                coordinator.tell(f"no checkpoint: {error}")
+            except RunError as error:
+                coordinator.tell(f"no checkpoints any more: {error}")
+                return
+            else:
+                coordinator.tell(f"checkpoint {folder} after {manifest.step} local steps")

@@ -1,0 +1,357 @@
+"""One run's supervisor: it places workers with Ray, replaces those that are gone, and passes their records on.
+
+A worker is a number; an actor is one *life* of it. Ray never restarts an actor of ours: when a life is over the
+supervisor asks for another one, which waits in Ray's queue until there is a machine for it, so that a cluster which
+grows by demand grows. What Ray says of deaths is handed to the coordinator, which may have known before. A coordinator
+whose process dies is started again where it was, from its ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+import safetensors.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import Tensor
+
+from decentral.config import Run
+from decentral.errors import DecentralError, RunError
+from decentral.journal import Record, record_from
+from decentral.workers.cluster import first_line, resources
+from decentral.workers.coordinator import Poll
+from decentral.workers.coordinator_actor import CoordinatorActor
+from decentral.workers.resume import Resumption
+from decentral.workers.worker import SLOT, Worker
+
+NAMESPACE = "decentral"
+"""Ray namespace of the actors; a run's are called `decentral-<run>-coordinator` and `decentral-<run>-worker-<id>`."""
+
+POLL_S = 0.5
+ANSWER_S = 30.0
+"""Seconds one of our actors has to answer a question."""
+RESULT_S = 600.0
+"""Seconds a worker has to hand over its parameters."""
+FAREWELL_S = 2.0
+"""Seconds the coordinator has for the last records when a run is broken off, and killed actors have to be gone."""
+STARTS = 3
+"""A worker that has died so many times in a row before it joined is not started again."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Life:
+    """An actor that is worker `worker` for the `number`-th time; `end` is done when its life is over."""
+
+    worker: int
+    number: int
+    actor: Any
+    end: Any
+
+
+class Job:
+    """One run's actors and records."""
+
+    def __init__(
+        self,
+        run: Run,
+        secret: str,
+        on_record: Callable[[Record], None] | None,
+        heed: Callable[[], None],
+        resumed: Resumption | None = None,
+    ) -> None:
+        self._heed = heed
+        self.records: list[Record] = list(resumed.records) if resumed else []
+        self.params: dict[int, Tensor] = {}
+        self.slots: dict[int, dict[str, Tensor]] = {}
+        self._run, self._on_record, self._resumed = run, on_record, resumed
+        self._owner = secrets.token_hex(4)
+        self._name = f"decentral-{self._owner}"
+        self._secret = secret
+        self._gpus = _gpus_each(run)
+        self._ledger = Path(tempfile.gettempdir()) / "decentral" / f"{self._name}.ledger"
+        self._coordinator: Any = None
+        self._coordinators = 0
+        self._address = ""
+        self._node = ""
+        self._lives: dict[int, Life] = {}
+        self._dying: list[Life] = []  # taken out of the run; Ray has not said yet that they are dead
+        self._lived: Counter[int] = Counter()
+        self._bad_starts: Counter[int] = Counter()
+        self._joined: set[tuple[int, int]] = set()
+        self._finished: dict[int, Life] = {}
+        self._reasons: dict[int, str] = {}
+        self._taken = 0
+        self._unseen: deque[Record] = deque()
+        self._has_begun = False
+
+    # -- the phases of a run -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Place all actors and wait until the run begins. Raises `RunError` if workers die or time runs out."""
+        run, began = self._run, time.monotonic()
+        self._start_coordinator()
+        for worker in range(run.fleet.size):
+            self._place(worker)
+        wait_s = 0.0
+        while not (poll := self._poll())["begun"]:
+            now = time.monotonic()
+            if poll["joined"] < self._least:
+                if now - began > run.real.start_timeout_s:
+                    raise RunError(self._too_few(poll["joined"]))
+            elif not wait_s:
+                wait_s = now - began  # so long it took them: the others have as long again
+            elif now - began > 2 * wait_s:
+                self._ask("begin")
+            self._attend()
+
+    def supervise(self) -> None:
+        """Pass records on and fill gaps until every member has finished, left or died. Raises what a task raised."""
+        short_since: float | None = None
+        while (members := self._poll()["members"]) or any(self._has_joined(life) for life in self._lives.values()):
+            short = len(members) < (self._run.real.min_workers or 1) and not self._finished
+            short_since = (short_since or time.monotonic()) if short else None
+            if short_since and time.monotonic() - short_since > self._run.real.start_timeout_s:
+                raise RunError(
+                    f"{len(members)} workers are left, fewer than real.min_workers = {self._run.real.min_workers}, "
+                    f"and for real.start_timeout_s = {self._run.real.start_timeout_s:g} s no other has come"
+                )
+            self._attend()
+        if not self._finished:
+            reasons = "; ".join(f"worker {worker}: {reason}" for worker, reason in sorted(self._reasons.items()))
+            raise RunError(f"no worker is left; {reasons}")
+
+    def collect(self) -> None:
+        """Fetch parameters and slots of the workers that finished."""
+        for worker, life in self._finished.items():
+            try:
+                data = ray.get(life.actor.result.remote(), timeout=RESULT_S)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                continue  # it died after it had finished; the others have theirs
+            tensors = safetensors.torch.load(data)
+            self.params[worker] = tensors.pop("params")
+            self.slots[worker] = {name.removeprefix(SLOT): tensor for name, tensor in tensors.items()}
+        if not self.params:
+            raise RunError("every worker died after it had finished; there are no parameters left to return")
+
+    def end(self) -> None:
+        """Kill every actor of the run; pass on what records there are, waiting a bounded time."""
+        lives = [*self._lives.values(), *self._dying]
+        try:
+            for life in [*lives, *self._finished.values()]:
+                ray.kill(life.actor)
+            if self._coordinator is not None:
+                self._bid_farewell()
+        finally:
+            if self._coordinator is not None:
+                ray.kill(self._coordinator)
+            if lives:
+                ray.wait([life.end for life in lives], num_returns=len(lives), timeout=FAREWELL_S)
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _least(self) -> int:
+        return self._run.real.min_workers or self._run.fleet.size
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether a worker that is gone gets another life: not when the run is about to end."""
+        return self._run.rule.takes_newcomers and not self._finished
+
+    def _place(self, worker: int) -> None:
+        number = self._lived[worker]
+        self._lived[worker] += 1
+        name = f"worker-{worker}" + (f"-life-{number}" if number else "")
+        actor = self._actor(
+            Worker, name, num_cpus=self._run.real.threads, num_gpus=self._gpus, scheduling_strategy="SPREAD"
+        ).remote(self._run.to_table(), worker, number, self._secret, self._resumed and self._resumed.folder)
+        self._lives[worker] = Life(worker, number, actor, actor.run.remote(self._address))
+
+    def _attend(self) -> None:
+        """Wait a moment for a life to end; settle what has ended, and give another life to who is missing."""
+        ends = {life.end: life for life in (*self._lives.values(), *self._dying)}
+        over = ray.wait(list(ends), num_returns=1, timeout=POLL_S)[0] if ends else []
+        for end in over:
+            self._settle(ends[end])
+        if not ends:
+            time.sleep(POLL_S)
+        if self._replaces:
+            for worker in range(self._run.fleet.size):
+                if worker not in self._lives and self._bad_starts[worker] < STARTS:
+                    self._place(worker)
+
+    def _settle(self, life: Life) -> None:
+        """A life has ended one way or another."""
+        if life in self._dying:  # as it had to: now it is certain
+            self._dying.remove(life)
+            self._ask("remove", life.worker, life.number, self._reasons[life.worker])
+            return
+        try:
+            reason = ray.get(life.end)
+        except ray.exceptions.RayTaskError as error:
+            self._failed(life, error)
+        except ray.exceptions.RayError as error:
+            self._died(life, error)
+        else:
+            del self._lives[life.worker]
+            self._reasons[life.worker] = reason
+            if reason == "finished":
+                self._finished[life.worker] = life
+            else:
+                ray.kill(life.actor)
+
+    def _failed(self, life: Life, error: ray.exceptions.RayTaskError) -> None:
+        cause = error.cause
+        if isinstance(cause, RunError) and self._has_begun:
+            self._lost(life, str(cause))  # it was refused, or has lost the coordinator: the others go on
+        elif isinstance(cause, DecentralError):
+            raise cause from None
+        else:
+            raise RunError(f"worker {life.worker} failed: {type(cause).__name__}: {cause}") from error
+
+    def _died(self, life: Life, error: ray.exceptions.RayError) -> None:
+        self._poll()  # it may have joined, and the run begun, since we asked last
+        if life.worker not in self._lives:
+            return
+        if not self._has_joined(life):
+            self._bad_starts[life.worker] += 1
+        if not self._has_begun and not (self._run.real.min_workers and self._bad_starts[life.worker] < STARTS):
+            raise RunError(f"worker {life.worker} died while it started: {first_line(error)}") from None
+        self._lost(life, "crashed")
+
+    def _lost(self, life: Life, reason: str) -> None:
+        """The life is over: tell the others."""
+        del self._lives[life.worker]
+        ray.kill(life.actor)
+        self._ask("remove", life.worker, life.number, reason)
+        self._reasons[life.worker] = reason
+
+    def _taken_out(self, worker: int, number: int, reason: str) -> None:
+        """The coordinator has found out that a worker is gone; see to it that it is."""
+        self._reasons[worker] = reason
+        life = self._lives.get(worker)
+        if life is not None and life.number == number:
+            del self._lives[worker]
+            self._dying.append(life)
+            ray.kill(life.actor)
+
+    def _has_joined(self, life: Life) -> bool:
+        return (life.worker, life.number) in self._joined
+
+    # -- the coordinator ---------------------------------------------------------------------------------------------
+
+    def _start_coordinator(self) -> None:
+        """Start it on the driver's node; after that where it was, for there its ledger is."""
+        number = self._coordinators
+        self._coordinators += 1
+        node = self._node or ray.get_runtime_context().get_node_id()
+        self._coordinator = self._actor(
+            CoordinatorActor,
+            "coordinator" + (f"-life-{number}" if number else ""),
+            num_cpus=0,
+            num_gpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=not number),
+        ).remote(self._run.to_table(), self._secret, self._owner, self._ledger, self._resumed)
+        port = int(self._address.rpartition(":")[2]) if self._address else self._run.real.port
+        started = self._coordinator.start.remote(port)
+        self._address, self._node = _answer(started, ANSWER_S, "the coordinator could not be started")
+
+    def _ask(self, method: str, *values: Any) -> Any:
+        """Return the coordinator's answer; if it has died, start it again and ask once more."""
+        try:
+            return _answer_or_death(getattr(self._coordinator, method).remote(*values), ANSWER_S)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            ray.kill(self._coordinator)
+            self._start_coordinator()
+            return _answer(getattr(self._coordinator, method).remote(*values), ANSWER_S, "the coordinator is lost")
+
+    def _poll(self) -> Poll:
+        self._heed()
+        poll = self._poll_once()
+        self._take(poll)
+        return poll
+
+    def _poll_once(self) -> Poll:
+        poll: Poll = self._ask("poll", self._taken)
+        return poll
+
+    def _take(self, poll: Poll) -> None:
+        self._has_begun = poll["begun"]
+        self._joined |= {(worker, life) for worker, life in poll["lives"]}
+        for worker, _ in poll["lives"]:
+            self._bad_starts[worker] = 0
+        self._taken += len(poll["records"])
+        self._take_records([record_from(fields) for fields in poll["records"]])
+        for gone in poll["gone"]:
+            self._taken_out(*gone)
+        for news in poll["news"]:
+            log.info(news)
+
+    def _bid_farewell(self) -> None:
+        try:
+            self._take(ray.get(self._coordinator.poll.remote(self._taken), timeout=FAREWELL_S))
+            ray.get(self._coordinator.close.remote(), timeout=FAREWELL_S)
+        except (ray.exceptions.RayError, DecentralError):
+            return
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def _take_records(self, records: list[Record]) -> None:
+        self.records += records
+        self._unseen += records
+        while self._unseen:  # what an interrupt leaves here is seen when the run is ended
+            record = self._unseen.popleft()
+            if self._on_record is not None:
+                self._on_record(record)
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def _actor(self, cls: type[Any], name: str, **options: Any) -> Any:
+        return ray.remote(cls).options(
+            name=f"{self._name}-{name}", namespace=NAMESPACE, max_restarts=0, max_task_retries=0, **options
+        )
+
+    def _too_few(self, joined: int) -> str:
+        size, threads, has = self._run.fleet.size, self._run.real.threads, resources()
+        return (
+            f"{joined} of {size} workers joined within real.start_timeout_s = {self._run.real.start_timeout_s:g} s; "
+            f"together they need {size * threads} CPUs and {size * self._gpus:g} GPUs, the cluster has "
+            f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, other jobs' included"
+        )
+
+
+def _answer_or_death(ref: Any, timeout_s: float) -> Any:
+    """Return an actor's answer; raises our own errors as they are, and Ray's when the actor gives none."""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DecentralError):
+            raise error.cause from None
+        raise
+
+
+def _answer(ref: Any, timeout_s: float, trouble: str) -> Any:
+    """Return an actor's answer; raises `RunError` when there is none, and our own errors as they are."""
+    try:
+        return _answer_or_death(ref, timeout_s)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise RunError(f"{trouble}: {first_line(error)}") from None
+
+
+def _gpus_each(run: Run) -> float:
+    if run.real.gpus is not None:
+        return run.real.gpus
+    return 1.0 if resources().get("GPU", 0) >= run.fleet.size else 0.0

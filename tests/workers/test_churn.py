@@ -1,0 +1,102 @@
+"""Workers and coordinators that die on a real Ray, and what takes their place."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import ray
+import ray._private.state
+from cluster import all_equal, outcomes
+
+from decentral.config import Run, validated
+from decentral.journal import Joined, Record, Synced, Trained
+from decentral.workers.launch import train
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+STEPS = 1000
+
+
+def run_of(**task: object) -> Run:
+    return validated(
+        {
+            "steps": STEPS,
+            "batch_size": 1,
+            "evaluate_every": 0,
+            "task": {"name": "tests.workers.faulty_tasks:Gated", "dimension": 64, **task},
+            "inner": {"name": "sgd", "lr": 0.1},
+            "rule": {"name": "diloco", "period": 10},
+            "fleet": {"workers": [{"count": 3}]},
+        },
+        "churn",
+    )
+
+
+def pid_of(actor: str) -> int:
+    """Return the process of the run's newest living actor of that name, such as "worker-1"."""
+    found = [
+        fields["Pid"]
+        for fields in ray._private.state.actors().values()
+        if fields["State"] == "ALIVE" and actor in fields["Name"]
+    ]
+    (pid,) = found
+    return int(pid)
+
+
+class Killer:
+    """Sends an actor a signal when the driver hears that somebody has settled a round."""
+
+    def __init__(self, actor: str, after_round: int, number: signal.Signals = signal.SIGKILL) -> None:
+        self._actor, self._after_round, self._number = actor, after_round, number
+        self.has_struck = False
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Synced) and record.round >= self._after_round and not self.has_struck:
+            self.has_struck = True
+            os.kill(pid_of(self._actor), self._number)
+
+
+def test_a_worker_that_is_killed_gets_another_life_and_takes_part(tmp_path: Path) -> None:
+    """The others stand still in mid-run until it is back."""
+    kill, gate, lives = Killer("worker-1", 5), tmp_path / "open", Counter[int]()
+
+    def see(record: Record) -> None:
+        lives[record.worker] += isinstance(record, Joined)
+        if lives[1] == 2:
+            gate.touch()
+        kill(record)
+
+    outcome = train(run_of(gate=str(gate), at=200), on_record=see)
+    assert all_equal(outcome)
+    assert sorted(outcome.params) == [0, 1, 2]
+    (victim,) = [left.worker for left in outcome.left() if left.reason == "crashed"]
+    lives = [record for record in outcome.records if isinstance(record, Joined) and record.worker == victim]
+    assert len(lives) == 2
+    assert outcomes(outcome)[-1] == {("committed", (0, 1, 2))}
+    trained = [record for record in outcome.records if isinstance(record, Trained) and record.worker == victim]
+    assert sum(record.samples for record in trained) < STEPS
+
+
+def test_a_coordinator_that_is_killed_comes_back_and_changes_nothing() -> None:
+    quiet, outcome = train(run_of()), train(run_of(), on_record=Killer("coordinator", 5))
+    assert all_equal(outcome)
+    assert outcome.params[0].equal(quiet.params[0])
+    assert [outcomes(outcome)] == [outcomes(quiet)]
+    assert [left.reason for left in outcome.left()] == ["finished"] * 3
+    for worker in range(3):  # no record is lost, and none there twice
+        steps = [record.step for record in outcome.records if isinstance(record, Trained) and record.worker == worker]
+        assert steps == list(range(10, STEPS + 1, 10))
+
+
+def test_a_worker_that_is_told_in_time_goes_between_two_rounds() -> None:
+    outcome = train(run_of(), on_record=Killer("worker-1", 5, signal.SIGTERM))
+    assert all_equal(outcome)
+    reasons = {left.worker: left.reason for left in outcome.left()}
+    assert reasons == {0: "finished", 1: "preempted", 2: "finished"}
+    assert "skipped" not in {said for found in outcomes(outcome) for said, _ in found}
+    last = max(record.step for record in outcome.records if isinstance(record, Trained) and record.worker == 1)
+    rounds = max(record.round for record in outcome.records if isinstance(record, Synced) and record.worker == 1)
+    assert last == 10 * rounds  # nothing that it has trained on is lost
