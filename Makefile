@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 FUZZ_SECONDS ?= 600
+CHAOS_FAULTS ?= 1000
 
 # The CPU build of torch where there is no NVIDIA GPU: the plain Linux build brings several GB of CUDA libraries.
 TORCH := torch==2.13.0
@@ -14,13 +15,14 @@ TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cp
 endif
 endif
 
-.PHONY: train test lint format bench fidelity fuzz soak clean
+.PHONY: train test lint format bench chaos fidelity fuzz soak clean
 
 train: $(READY)
 	$(BIN)/decentral train
 
+# One process for each core.
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,6 +37,10 @@ format: $(READY)
 # Minutes, on a quiet machine, as root: what is predicted against real runs over links limited by the kernel.
 fidelity: $(READY)
 	$(BIN)/pytest -m fidelity tests/worlds/fidelity
+
+# Hours, as root: real runs on a Ray of several nodes, in which everything is killed, frozen and cut again and again.
+chaos: $(READY)
+	DECENTRAL_CHAOS_FAULTS=$(CHAOS_FAULTS) $(BIN)/pytest -m chaos tests/chaos
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
