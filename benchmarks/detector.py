@@ -25,7 +25,7 @@ from statistics import NormalDist, median
 
 import numpy as np
 
-from decentral.deadline import usual_most
+from decentral.usual import usual_most
 from decentral.workers.detector import Detector
 
 INTERVAL_S = 0.5

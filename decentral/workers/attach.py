@@ -22,7 +22,7 @@ _COORDINATOR = re.compile(r"(?P<run>.+)-coordinator(-life-(?P<life>\d+))?")
 def runs() -> dict[str, str]:
     """Return the runs on the cluster that this process is connected to: names, and the actors that coordinate them."""
     found: dict[str, tuple[int, str]] = {}
-    actors: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)  # type: ignore[no-untyped-call]
+    actors: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
     for actor in actors:
         match = _COORDINATOR.fullmatch(actor["name"])
         if match is not None and actor["namespace"] == NAMESPACE:

@@ -224,6 +224,10 @@ def _contacts(plain: Sequence[Any]) -> dict[int, Contact]:
     return {worker: Contact(*contact) for worker, contact in plain}
 
 
+class Dismissed(RunError):
+    """The coordinator grants us nothing: we have been declared dead, or another life has taken our place."""
+
+
 class CoordinatorClient:
     """A worker's line to the coordinator. Every call ends in an answer or, within a bounded time, in `RunError`.
 
@@ -292,7 +296,7 @@ class CoordinatorClient:
                 return answer
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
-                    raise RunError(error.details()) from None
+                    raise Dismissed(error.details()) from None
                 if error.code() == grpc.StatusCode.ABORTED:
                     raise Abandoned(error.details()) from None
                 if error.code() not in _AWAY or loop.time() + pause > deadline:

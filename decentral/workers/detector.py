@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from heapq import nlargest
 from statistics import median
 
-from decentral.deadline import usual_most
+from decentral.usual import usual_most
 
 
 class Detector:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from statistics import median, median_low
 from typing import Literal, NamedTuple
 
-from decentral.deadline import usual_most
+from decentral.usual import usual_most
 
 Cause = Literal["compute", "storage", "link"]
 

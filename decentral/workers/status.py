@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TypedDict
 
-from decentral.journal import Evaluated, Joined, Left, Metered, Record, Spent, Synced, Trained
+from decentral.journal import Evaluated, Joined, Left, Metered, Record, Synced, Trained
 from decentral.workers.slowness import Cause, Measured, slow_workers
 
 RECENT = 20
@@ -175,7 +175,7 @@ class _Worker:
     sent_bytes: int = 0
     received_bytes: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     metered: bool = False
     marks: deque[_Mark] = field(default_factory=lambda: deque(maxlen=RECENT))
     rounds_s: deque[float] = field(default_factory=_recent)
@@ -194,12 +194,10 @@ class _Worker:
                 self.sent_bytes = record.sent_bytes
                 self.rounds_s.append(record.time_s - self.began_s.get(record.channel, self.joined_s))
                 self.began_s[record.channel] = record.time_s
-            case Spent():
-                self.seconds[record.activity] += record.seconds
             case Metered():
                 self._meter(record)
             case Left():
-                self.reason, self.step, self.seconds = record.reason, record.step, Counter(record.seconds)
+                self.reason, self.step, self.seconds = record.reason, record.step, dict(record.seconds)
                 self.sent_bytes, self.received_bytes = record.sent_bytes, record.received_bytes
 
     def measured(self) -> Measured:
@@ -253,7 +251,7 @@ class _Worker:
         self.samples += record.samples
         self.loss = self.loss if record.loss is None else record.loss
         if not self.metered and record.seconds:
-            self.seconds["compute"] += record.seconds
+            self.seconds["compute"] = self.seconds.get("compute", 0.0) + record.seconds
             self.marks.append(_Mark(self.steps, dict(self.seconds), 0.0))
 
     def _meter(self, record: Metered) -> None:
@@ -261,7 +259,7 @@ class _Worker:
         if not self.metered:
             self.metered = True
             self.marks.clear()
-        self.seconds, self.received_bytes = Counter(record.seconds), record.received_bytes
+        self.seconds, self.received_bytes = dict(record.seconds), record.received_bytes
         self.marks.append(_Mark(self.steps, dict(record.seconds), record.loading_s))
         for target, nbytes, seconds in record.sent:
             if nbytes:

@@ -20,7 +20,7 @@ from decentral.protocols.joining import Host, entering
 from decentral.replica import BatchId, Spans
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers.coordinator import Welcome
-from decentral.workers.coordinator_rpc import CoordinatorClient
+from decentral.workers.coordinator_rpc import CoordinatorClient, Dismissed
 from decentral.workers.detector import Detector
 from decentral.workers.notices import Notice, NoticeSource, listen
 from decentral.workers.transport import Contact, Transport
@@ -124,6 +124,9 @@ class RealWorld:
         while True:
             try:
                 await self._look(self._admitted)
+            except Dismissed:  # to the others we are dead, and a rule without votes would never know
+                self._peer.changed(self._peer.everybody.without(self._peer.id))
+                return
             except RunError:
                 await asyncio.sleep(RETRY_S)
 

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import pytest
 
-from decentral.deadline import MAD_TO_SIGMA, SPREADS
+from decentral.usual import MAD_TO_SIGMA, SPREADS
 from decentral.workers.detector import Detector
 
 

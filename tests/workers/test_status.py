@@ -30,6 +30,7 @@ from decentral.sim.simulate import simulate
 from decentral.sim.watch import Watch
 from decentral.workers import attach
 from decentral.workers.coordinator import Coordinator, Entrant
+from decentral.workers.coordinator_actor import CoordinatorActor
 from decentral.workers.job import NAMESPACE
 from decentral.workers.launch import train
 from decentral.workers.metrics import metrics_served
@@ -307,7 +308,7 @@ def test_a_running_job_answers_and_serves_its_metrics(ray_cluster: None, tmp_pat
         assert metrics["decentral_worker_up", (worker,)] == 1.0
         assert metrics["decentral_steps_total", (worker,)] == 10.0
         assert metrics["decentral_samples_total", (worker,)] == 10.0
-        assert metrics["decentral_rounds_total", (worker, "committed")] == 1.0
+        assert metrics["decentral_rounds_total", ("committed", worker)] == 1.0
         assert metrics["decentral_sent_bytes_total", (worker,)] == sent_bytes[worker]
     assert attach.ask(name) is None  # it is over
     with pytest.raises(ConnectionRefusedError):
@@ -329,38 +330,32 @@ def test_metrics_on_a_port_that_is_taken_end_the_run_in_one_message() -> None:
             pass
 
 
-def test_of_several_jobs_one_must_be_named(ray_cluster: None) -> None:
+def test_of_several_jobs_one_must_be_named(ray_cluster: None, tmp_path: Path) -> None:
+    """The coordinators are real ones that nobody has started, so that they cannot answer either."""
+    names = ("decentral-a-coordinator", "decentral-b-coordinator", "decentral-b-coordinator-life-1")
+    actor = ray.remote(CoordinatorActor)
     actors = [
-        ray.remote(Nobody).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
-        for name in ("decentral-a-coordinator", "decentral-b-coordinator", "decentral-b-coordinator-life-1")
+        actor.options(name=name, namespace=NAMESPACE, num_cpus=0).remote({}, "", "", tmp_path / "ledger", None)
+        for name in names
     ]
     try:
-        ray.get([actor.ready.remote() for actor in actors])
-        assert attach.runs() == {
-            "decentral-a": "decentral-a-coordinator",
-            "decentral-b": "decentral-b-coordinator-life-1",
-        }
+        assert attach.runs() == {"decentral-a": names[0], "decentral-b": names[2]}  # b's first one has died
         with pytest.raises(RunError, match="2 runs are on this cluster: decentral-a, decentral-b; name one"):
             attach.the_run(None)
         assert attach.the_run("decentral-b") == "decentral-b"
+        with pytest.raises(RunError, match="the coordinator of decentral-b does not answer"):
+            attach.ask("decentral-b")
     finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-class Nobody:
-    """An actor that has a name and does nothing."""
-
-    def ready(self) -> None:
-        """It lives."""
+        for each in actors:
+            ray.kill(each)
 
 
 def scraped(port: int) -> dict[str, Any]:
-    """Return what Prometheus would read: values by metric and label values, the worker first."""
+    """Return what Prometheus would read: values by metric and label values, in the order of the labels' names."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
         text = reply.read().decode()
     return {
-        (sample.name, tuple(sample.labels.values())): sample.value
+        (sample.name, tuple(sample.labels[label] for label in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 import pytest
 import torch
 from cluster import all_equal, cluster, outcomes, short
-from sockets import Died, train_here
+from sockets import KEYS, Died, train_here
 
 from decentral.inner import SGD
 from decentral.journal import Synced, Trained
@@ -13,6 +16,9 @@ from decentral.members import Ballot, Decision
 from decentral.peer import Peer
 from decentral.protocols import DDP, DiLoCo, Gossip, Int8, LocalSGD, NoLoCo, OuterSGD, SyncRule
 from decentral.protocols.codecs import ErrorFeedback, TopK
+from decentral.workers.coordinator import Coordinator
+from decentral.workers.coordinator_rpc import CoordinatorServer
+from decentral.workers.worker import Place, live
 
 STEPS = 160
 EQUAL: list[SyncRule] = [
@@ -93,3 +99,23 @@ def test_every_sample_is_accounted_for(rule: SyncRule) -> None:
     settled = set(range(found.samples)).difference(*[range(*missing) for missing in found.missing])
     assert settled == set(outcome.merged().nonzero().view(-1).tolist())
     assert found.repeated  # the phases that two workers died with
+
+
+def test_who_is_taken_for_dead_under_a_rule_without_votes_finds_out_and_ends() -> None:
+    async def main() -> None:
+        coordinator = Coordinator(range(3), silence_s=math.inf)
+        server = CoordinatorServer(coordinator, KEYS)
+        place = Place(await server.start("127.0.0.1", 0), KEYS, "127.0.0.1", torch.device("cpu"))
+        run = cluster(Gossip(period=3), workers=3, steps=10**9, task={"name": "quadratic", "dimension": 64})
+        lives = [asyncio.ensure_future(live(run, worker, 0, place)) for worker in range(3)]
+        while not any(fields["kind"] == "synced" for fields in coordinator.poll(0)["records"]):
+            await asyncio.sleep(0.01)
+        coordinator.remove(1, 0, "stalled")
+        _, reason = await asyncio.wait_for(lives[1], 20)
+        assert reason == "worker 1 has been declared dead by the others"
+        for each in lives:
+            each.cancel()
+        await asyncio.gather(*lives, return_exceptions=True)
+        await server.stop()
+
+    asyncio.run(main())
