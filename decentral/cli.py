@@ -323,7 +323,9 @@ def _do(
     folder = RunFolder(out or new_folder(run, Path("runs"), use), run, before, prompt=bool(run.checkpoint.url))
     with ExitStack() as stack:
         stack.callback(folder.close)
-        writers = [stack.enter_context(writer) for writer in shown.writers(run, folder.path)]
+        writers = list(shown.writers(run, folder.path))
+        for writer in writers:
+            stack.callback(writer.close)
         live = stack.enter_context(LiveView(run, console, task.headline, virtual=virtual))
 
         def see(record: Record) -> None:

@@ -22,8 +22,8 @@ from decentral.task import Task
 class RunFolder:
     """Writes a run's files into `path`, which must not hold another run's.
 
-    `before`: the records up to the checkpoint that the run of this folder goes on from. With `prompt` every record is in
-    the file at once, for checkpoints build on it.
+    `before`: the records up to the checkpoint that the run of this folder goes on from. With `prompt` every record is
+    in the file at once, for checkpoints build on it.
     """
 
     def __init__(self, path: Path, run: Run, before: Sequence[Record] = (), *, prompt: bool = False) -> None:

@@ -119,6 +119,18 @@ def test_a_timeline_can_be_written_with_the_run_or_after_it(decentral: Command, 
     assert (tmp_path / "with.json").read_bytes() == (tmp_path / "after.json").read_bytes()
 
 
+def test_a_run_can_be_looked_at_in_its_folder(decentral: Command, tmp_path: Path) -> None:
+    assert decentral("simulate", *QUICK, "--out", "first", "--tensorboard")[0] == 0
+    status, out, _ = decentral("status", "first", "--json")
+    found = json.loads(out)
+    assert (status, found["over"], found["departed"]) == (0, True, {str(worker): "finished" for worker in range(4)})
+    assert [(worker["step"], worker["samples"]) for worker in found["workers"]] == [(12, 12 * 8)] * 4
+    status, out, _ = decentral("watch", "first")
+    assert status == 0
+    assert "first, 0:0" in out
+    assert {path.name for path in (tmp_path / "first" / "tensorboard").iterdir()} >= {f"worker-{i}" for i in range(4)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,6 +18,7 @@ from decentral.journal import (
     Leased,
     Left,
     Lost,
+    Metered,
     Record,
     Refused,
     Settled,
@@ -43,6 +44,14 @@ RECORDS: list[Record] = [
     Evaluated(time_s=3.0, worker=0, step=5, metrics={"loss": 1.5, 'odd "name"': -2.0}),
     Counterfactual(time_s=3.0, worker=0, step=5, members=(0, 2), metrics={"loss": 1.25}),
     Spent(time_s=3.5, worker=1, activity="talk", seconds=0.1),
+    Metered(
+        time_s=3.5,
+        worker=1,
+        seconds={"compute": 1.5},
+        loading_s=0.25,
+        received_bytes=7,
+        sent=((0, 2**40, 0.1), (2, 1, 2.0)),
+    ),
     Left(
         time_s=4.0,
         worker=1,

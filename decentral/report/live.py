@@ -102,7 +102,7 @@ class LiveView:
         if not self._virtual or self._began is None:
             return []
         real_s = time.monotonic() - self._began
-        line = f"{_clock_text(self._now_s)} simulated in {_clock_text(real_s)}"
+        line = f"{clock_text(self._now_s)} simulated in {clock_text(real_s)}"
         if real_s > 0:
             line += f", {self._now_s / real_s:.3g} times as fast as real time"
         # Who is gone does no more steps; the rest go on as fast as they went, on both clocks.
@@ -110,16 +110,16 @@ class LiveView:
         done = sum(row.step for row in at_work)
         if done:
             share_left = (self._run.steps * len(at_work) - done) / done
-            line += f"; about {_clock_text(self._now_s * share_left)} left, in {_clock_text(real_s * share_left)}"
+            line += f"; about {clock_text(self._now_s * share_left)} left, in {clock_text(real_s * share_left)}"
         return [line]
 
     def _time_left(self, row: _Row) -> str:
         if self._began is None or row.step == 0:
             return "-"
-        return _clock_text((time.monotonic() - self._began) / row.step * (self._run.steps - row.step))
+        return clock_text((time.monotonic() - self._began) / row.step * (self._run.steps - row.step))
 
 
-def _clock_text(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
     """Return minutes:seconds, with hours in front if there are any."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
