@@ -4,7 +4,7 @@ Run from the repository's root (about two minutes):
 
     python -m benchmarks.recovery
 
-Four workers train with DiLoCo. In every 40th round in which all take part one of them kills itself with SIGKILL while
+Four workers train with DiLoCo. In every 25th round, if all take part, one of them kills itself with SIGKILL while
 its contribution is on the way; the others reduce again without it, and it comes back as a newcomer. Measured is the
 time from the kill until the last of the survivors begins its next local step.
 """
@@ -31,10 +31,10 @@ from decentral.tasks import Quadratic
 from decentral.workers.launch import train
 
 WORKERS = 4
-PARAMETERS = 1_000_000
+PARAMETERS = 250_000
 STEP_S = 0.02
 PERIOD = 10
-EVERY = 40
+EVERY = 25
 """Rounds between two kills."""
 SENDING_S = 0.005
 """Seconds after which a worker kills itself that has begun to send."""

@@ -18,6 +18,7 @@ from decentral.inner import INNER, AdamW, Inner
 from decentral.naming import class_named, part_named
 from decentral.part import Section
 from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
+from decentral.protocols.protection import ParityGroups
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every
 from decentral.task import Task
@@ -108,6 +109,8 @@ class Run(Section):
     """How real machines are used."""
     checkpoint: Checkpoints = Checkpoints()
     """Where a real run keeps its state, to go on from there when everything is lost."""
+    parity: ParityGroups = ParityGroups()
+    """Who keeps in memory what is a worker's own, to give it back to whoever is lost and comes again."""
     sim: Sim = Sim()
     """How simulations are computed."""
     compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -133,6 +136,12 @@ class Run(Section):
             self.rule.check_newcomers()
         if self.checkpoint.url:
             self.rule.check_checkpoints()
+        if self.parity.workers is not None:
+            if self.parity.workers > self.fleet.size:
+                raise ConfigError(
+                    f"parity.workers: groups of {self.parity.workers}, but the fleet has {self.fleet.size} workers"
+                )
+            self.rule.check_parity()
         if self.leases:
             self.rule.check_leases(bounded=self.epochs is not None)
         elif self.epochs is not None:

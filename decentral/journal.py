@@ -107,6 +107,15 @@ class Refused(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Restored(Record):
+    """A newcomer has what was its alone as of that `generation` of parity; None: it goes on with its host's, and why."""
+
+    kind: ClassVar[str] = "restored"
+    generation: int | None
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
 class Evaluated(Record):
     """Held-out metrics of the worker's parameters after `step` local steps."""
 
@@ -191,6 +200,7 @@ KINDS: dict[str, type[Record]] = {
         Settled,
         Lost,
         Refused,
+        Restored,
         Evaluated,
         Counterfactual,
         Spent,

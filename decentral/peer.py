@@ -33,6 +33,7 @@ from decentral.journal import (
     Synced,
     Trained,
 )
+from decentral.lateness import Lateness
 from decentral.members import Ballot, Decision, Members
 from decentral.meter import Meter
 from decentral.replica import BatchId, Replica, Spans, seed_of
@@ -94,6 +95,13 @@ class Keeper(Protocol):
 
     def rest(self) -> None:
         """The worker is between two rounds, about to train."""
+
+
+class Guard(Protocol):
+    """Who can give back to a newcomer what it was alone in an earlier life."""
+
+    async def entered(self) -> None:
+        """The newcomer has its host's state, and has not begun the rule."""
 
 
 class Guide(Protocol):
@@ -190,6 +198,7 @@ class Peer:
         self.step = 0
         self.samples = 0
         self.patience_s = patience_s
+        self._lateness = Lateness(patience_s)
         self.norm_limit = norm_limit
         self.meter = Meter(self._loop.time, self._record_spent if spans else None)
         self._loading_s = loading_s
@@ -200,6 +209,7 @@ class Peer:
         self.records = 0
         self.host: Host | None = None
         self.keepers: list[Keeper] = []
+        self.guard: Guard | None = None
         self.guide: Guide | None = None
         self._stock = None if lease is None else Stock(self, replica, lease, bounded=bounded)
         self._leaves = False
@@ -494,6 +504,18 @@ class Peer:
         finally:
             self._crowd.ended(wait)
 
+    async def recv_part(self, source: int, tag: Tag, since_s: float, among: Members | None = None) -> Packet:
+        """Return what `source` sends as its part in a round, which has been due `since_s`, by `now`.
+
+        Waits for `patience_s` from then on, or as long as `source` is known to need (see `Lateness`). Raises as `recv`.
+        """
+        left_s = self._lateness.allowed_s(source, tag.channel) - (self.now() - since_s)
+        try:
+            return (await self.recv(source, tag, left_s, among))[1]
+        except TimeoutError:
+            self._lateness.missed(source, tag.channel, tag.round, since_s)
+            raise
+
     def close(self, channel: str, round_: int) -> None:
         """Drop packets of `channel` for rounds up to `round_`, those that are here and those that will come."""
         answer = self._declines.get(channel)
@@ -769,6 +791,8 @@ class Peer:
                 return
             if tag.round > ROUNDS_A_STEP * self._budget * len(self.cohort) + MORE_ROUNDS:
                 raise FrameError("future", f"{tag}: no round of this run can have such a number")
+            if packet.codec != SIGNAL:
+                self._lateness.came(source, tag.channel, tag.round, self.now())
             self._mail.put(source, tag, packet)
         except FrameError as error:
             if error.code == "stale" and tag.channel in self._declines:

@@ -86,6 +86,10 @@ class Fleet(Section):
         """Return the site of every worker, in their order."""
         return [group.site for group in self.each()]
 
+    def places(self) -> dict[int, str]:
+        """Return the site of every worker that has one."""
+        return {worker: site for worker, site in enumerate(self.sites()) if site is not None}
+
     @property
     def brings_newcomers(self) -> bool:
         """Whether workers come, or come back, after the start."""

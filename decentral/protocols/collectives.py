@@ -73,8 +73,7 @@ class Attempt(NamedTuple):
 
         That includes who has ended its rule: a member of an all-reduce stays until the round is decided.
         """
-        _, packet = await peer.recv(source, tag, among=self.members)
-        return packet
+        return await peer.recv_part(source, tag, peer.now(), among=self.members)
 
     def packed(self, values: Tensor, codec: Codec) -> Packet:
         """Return the packet of our contribution."""
@@ -421,11 +420,11 @@ async def conclude(
     verdict = Tag(channel, round_, "v")
     heard: list[dict[int, Tensor]] = [{} for _ in parts]
     whole = True
-    deadline = peer.now() + peer.patience_s
+    began = peer.now()
     try:
         for part, by_worker in zip(parts, heard, strict=True):
             for source in links.source:
-                packet = (await peer.recv(source, Tag(channel, round_, part), deadline - peer.now()))[1]
+                packet = await peer.recv_part(source, Tag(channel, round_, part), began)
                 if packet.codec == SIGNAL:
                     raise PeerGone(f"worker {source} has other partners in this round")
                 try:

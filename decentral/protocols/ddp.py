@@ -18,6 +18,7 @@ class DDP(AllReduceRule):
     """
 
     name = "ddp"
+    common_steps = True
     buckets: CutField = Buckets()
     """Pieces in which gradients are reduced while the rest of the backward pass still runs."""
 

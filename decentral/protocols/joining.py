@@ -55,10 +55,12 @@ async def enter(peer: Peer, host: int, follow: bool) -> None:
 
 
 def entering(rule: SyncRule, host: int) -> Callable[[Peer], Coroutine[Any, Any, None]]:
-    """Return what a newcomer runs whom the member `host` lets in: the rule, once it has its state."""
+    """Return what a newcomer runs whom the member `host` lets in: the rule, once it has its state, and its own back."""
 
     async def enter_and_run(peer: Peer) -> None:
         await enter(peer, host, follow=rule.newcomers == "follow")
+        if peer.guard is not None:
+            await peer.guard.entered()
         await rule.run(peer)
 
     return enter_and_run

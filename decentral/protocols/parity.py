@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ from decentral.wire import FrameError, Packet, Tag, signal, signal_text
 
 CHANNEL = "parity"
 ASK = Tag("parity ask", 0)
+PASSED_OVER = ""
+"""What a worker says in place of what its state is, if it takes no part in a generation."""
 BYTES = "bytes"
 """Codec name of packets that carry bytes as they are."""
 WORD = 8
@@ -61,22 +63,39 @@ class Parity:
         self._peer, self._group = peer, group
         self._others = [member for member in group if member != peer.id]
         self._kept: dict[int, _Generation] = {}
+        self._newest = 0
+        self._under_way = 0
 
-    async def protect(self, number: int) -> bool:
-        """Make generation `number` (1, 2, ...) of the worker's own state as it is now: call it at rest.
+    def protect(self, number: int) -> Coroutine[Any, Any, bool]:
+        """Copy the worker's own state for generation `number` (1, 2, ...), at once: call it at rest.
 
-        The state is copied before anything is awaited; spawned, the rest goes on beside training. Returns whether the
-        generation is whole here; if not, the last one stays.
+        What it returns makes parity of the copy, awaited or spawned beside training, and returns whether the generation
+        is whole here; if not, the last one stays.
         """
+        return self._make(number, *_packed(self._peer, len(self._others)))
+
+    def pass_over(self, number: int) -> None:
+        """Make no generation `number`, and tell the others: they need not wait for us."""
+        self._newest = max(self._newest, number)
+        for other in self._others:
+            self._peer.send(other, Tag(CHANNEL, number, "head"), signal(PASSED_OVER))
+        if not self._under_way:
+            self._peer.close(CHANNEL, self._newest)
+
+    async def _make(self, number: int, head: str, own: Tensor) -> bool:
         peer = self._peer
-        head, own = _packed(peer, len(self._others))
         heads, parity = {peer.id: head}, torch.zeros(0, dtype=torch.uint8)
-        for place, other in enumerate(self._others):
-            peer.send(other, Tag(CHANNEL, number, "head"), signal(head))
-            self._send(other, CHANNEL, number, own, place)
+        self._newest, self._under_way = max(self._newest, number), self._under_way + 1
         try:
             for other in self._others:
+                peer.send(other, Tag(CHANNEL, number, "head"), signal(head))
+            for other in self._others:  # first, so that nobody sends its bytes in vain
                 heads[other] = await self._text(other, Tag(CHANNEL, number, "head"))
+                if heads[other] == PASSED_OVER:
+                    return False
+            for place, other in enumerate(self._others):
+                self._send(other, CHANNEL, number, own, place)
+            for other in self._others:
                 stripe = await self._stripe(other, CHANNEL, number, self._stripe_bytes(heads[other]))
                 parity = _xor(parity, stripe)
         except (PeerGone, TimeoutError):
@@ -85,7 +104,9 @@ class Parity:
             peer.refuse(other, error)
             return False
         finally:
-            peer.close(CHANNEL, number)
+            self._under_way -= 1
+            if not self._under_way:
+                peer.close(CHANNEL, self._newest)
         self._kept[number] = _Generation(own, heads, parity)
         for old in sorted(self._kept)[:-2]:
             del self._kept[old]
@@ -98,10 +119,10 @@ class Parity:
             if lost in self._others:
                 self._peer.spawn(self._help(lost, packet))
 
-    async def rebuild(self) -> None:
+    async def rebuild(self) -> int:
         """Have `peer`, a newcomer that the group has lost, be what it was alone at the newest generation all have.
 
-        Raises `PeerGone` if more than one of the group is lost, or nobody has made parity; nothing has changed then.
+        Returns that generation's number. Raises `PeerGone` if more than one of the group is lost, or nobody has made parity; nothing has changed then.
         """
         self._require_all_others()
         peer = self._peer
@@ -122,6 +143,7 @@ class Parity:
             size = self._stripe_bytes(heads[0])
             stripes = [await self._stripe(other, channel, attempt, size) for other in self._others]
             _unpack(peer, heads[0], torch.cat([stripe[:size] for stripe in stripes]))
+            return max(common)
         except PeerGone:
             self._require_all_others()
             raise

@@ -35,6 +35,9 @@ class SyncRule(Part):
     """Whether all workers stand, now and then, between the same two rounds with nothing on its way: a checkpoint takes
     them there, and the rule goes on from it to the same bits."""
 
+    common_steps: ClassVar[bool] = False
+    """Whether the inner optimiser takes the same steps on all workers, so that its state is everybody's."""
+
     @abstractmethod
     async def run(self, peer: Peer) -> None:
         """Drive one worker until `peer.train` (or `peer.backward`) says that the budget is spent."""
@@ -81,6 +84,21 @@ class SyncRule(Part):
             raise ConfigError(
                 f"checkpoint.url: under rule '{self.spelling()}' workers are never at rest together, so there are no "
                 "checkpoints; leave the URL out, or take another rule, such as 'diloco', 'ddp', 'noloco' or 'gossip'"
+            )
+
+    def check_parity(self) -> None:
+        """Refuse, with `ConfigError`, parity where nobody could get its own state back, or has none."""
+        reason = ""
+        if not self.rests:
+            reason = "workers are never at rest together"
+        elif not self.takes_newcomers:
+            reason = "nobody who is lost can come back"
+        elif self.common_steps:
+            reason = "the inner optimiser takes the same steps everywhere, so who comes back has its state from its host"
+        if reason:
+            raise ConfigError(
+                f"parity.workers: under rule '{self.spelling()}' {reason}; leave it out, or take another rule, such as "
+                "'diloco', 'local_sgd', 'noloco' or 'gossip'"
             )
 
     def exchanges(self) -> Exchanges | None:

@@ -15,6 +15,7 @@ from decentral.journal import Left, Record
 from decentral.leases import LeaseBook
 from decentral.outcome import Outcome
 from decentral.peer import Peer
+from decentral.protocols.protection import Guard
 from decentral.replica import Replica, held_out
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.durations import fleet_of
@@ -125,6 +126,8 @@ async def _run(
             lease=world.lease if run.leases else None,
             bounded=run.epochs is not None,
         )
+        if run.parity.workers is not None and evaluates:  # nobody has a state where there are no tensors
+            Guard(peer, run.parity, run.fleet.places())
         peers.append(peer)
         return peer
 

@@ -161,7 +161,7 @@ class SimWorld:
         elif event.kind == "preempt":
             peer = self._peers.get(event.worker)
             self._loop.call_at(event.gone_at_s, self._take_away, event.worker, peer)
-            if self._book is not None and event.notice_s and peer is not None:
+            if event.notice_s and peer is not None:
                 peer.leave()
         elif event.kind == "join":
             self._join(event.worker)

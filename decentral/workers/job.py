@@ -9,6 +9,7 @@ whose process dies is started again where it was, from its ledger.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import tempfile
 import time
@@ -268,13 +269,28 @@ class Job:
         self._address, self._node = _answer(started, ANSWER_S, "the coordinator could not be started")
 
     def _ask(self, method: str, *values: Any) -> Any:
-        """Return the coordinator's answer; if it has died, start it again and ask once more."""
-        try:
-            return _answer_or_death(getattr(self._coordinator, method).remote(*values), ANSWER_S)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        """Return the coordinator's answer; one that has died is started again, for `real.start_timeout_s` at most."""
+        until = math.inf
+        while True:
+            try:
+                return _answer_or_death(getattr(self._coordinator, method).remote(*values), ANSWER_S)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                until = min(until, time.monotonic() + self._run.real.start_timeout_s)
+                if time.monotonic() > until:
+                    raise RunError(f"the coordinator is lost: {first_line(error)}") from None
+                self._start_coordinator_again(until)
+
+    def _start_coordinator_again(self, until: float) -> None:
+        """Its port may still be taken, and Ray may have lost sight of its node: try until that time."""
+        while True:
             ray.kill(self._coordinator)
-            self._start_coordinator()
-            return _answer(getattr(self._coordinator, method).remote(*values), ANSWER_S, "the coordinator is lost")
+            try:
+                self._start_coordinator()
+                return
+            except RunError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(POLL_S)
 
     def _poll(self) -> Poll:
         self._heed()

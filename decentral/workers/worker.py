@@ -15,6 +15,7 @@ from decentral.config import Run, validated
 from decentral.members import Members
 from decentral.offload import OffloadedReplica
 from decentral.peer import Peer
+from decentral.protocols.protection import Guard
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
 from decentral.workers.buffers import prepare_memory
@@ -139,6 +140,8 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
         )
         if saved is not None and welcome.host is None:
             peer.restore(saved)
+        if run.parity.workers is not None:
+            Guard(peer, run.parity, run.fleet.places())
         if run.checkpoint.url:
             peer.spawn(keep(peer, RemoteDesk(client), Storage(run.checkpoint.url), asyncio.to_thread))
         notices = sources_named(run.real.notices)

@@ -25,7 +25,10 @@ FRESH_S = 2.0
 """Who has rested after a round within so many seconds takes part."""
 SPARED = 2
 """Workers that must be left when others are struck: a run whose last member is gone is over."""
+PAUSE_S = 1.0
+"""Seconds between two faults, on average."""
 FROZEN_S = 20.0
+"""Seconds that a process is frozen, and that pass until a machine comes back that was drained or lost its raylet."""
 CUT_S = 6.0
 THIN_S = 6.0
 FULL_MBIT, THIN_MBIT = 100.0, 1.0
@@ -52,10 +55,10 @@ class Struck:
 class NodeStorm:
     """Strikes nodes `1 .. count` while a run trains on them. The seed draws which faults, where and when."""
 
-    def __init__(self, cluster: Cluster, count: int, folder: Path, seed: int, *, pause_s: float = 1.0) -> None:
+    def __init__(self, cluster: Cluster, count: int, folder: Path, seed: int) -> None:
         self.struck: list[Struck] = []
         self._cluster, self._nodes, self._folder, self._seed = cluster, range(1, count + 1), folder, seed
-        self._draw, self._pause_s = random.Random(seed), pause_s
+        self._draw = random.Random(seed)
         self._ill: set[int] = set()  # nodes that are not to be struck again before they are well
         self._mending: list[threading.Thread] = []
         self._faults: dict[str, Callable[[int], None]] = {
@@ -75,7 +78,7 @@ class NodeStorm:
         """Strike until somebody has got through so many rounds, then wait for the run's end. Raises `Hang`."""
         try:
             while training.poll() is None and self._round() < rounds:
-                self._wait(training, self._draw.uniform(0, 2 * self._pause_s))
+                self._wait(training, self._draw.uniform(0, 2 * PAUSE_S))
                 well = self._well()
                 if well:
                     self._strike(self._draw.choice(list(self._faults)), self._draw.choice(well))

@@ -27,6 +27,9 @@ POLL_S = 0.05
 STILL_S = 60.0
 """A run in which no round has ended for so long hangs."""
 SILENCE_S = 10.0
+"""Who is not heard of for so long has stalled."""
+PAUSE_S = 0.3
+"""Seconds between two faults, on average."""
 CALM_SHARE = 0.85
 """Nothing is broken any more once a worker has done so much of its steps."""
 STACKS_S = 1.0
@@ -52,11 +55,10 @@ class Hang(AssertionError):
 class Storm:
     """Breaks a run for as long as it goes on. The seed draws which faults, and when."""
 
-    def __init__(self, run: Run, folder: Path, seed: int, *, pause_s: float = 0.3) -> None:
-        """`pause_s`: seconds between two faults, on average."""
+    def __init__(self, run: Run, folder: Path, seed: int) -> None:
         self.records: list[Record] = []
         self.faults: list[tuple[float, str]] = []  # when, by this machine's monotonic clock, and what
-        self._run, self._folder, self._seed, self._pause_s = run, folder, seed, pause_s
+        self._run, self._folder, self._seed = run, folder, seed
         self._draw = random.Random(seed)
         self._coordinator: Coordinator | None = None
         self._server: CoordinatorServer
@@ -174,7 +176,7 @@ class Storm:
         }
         weights = [weight for weight, _ in faults.values()]
         while self._step < CALM_SHARE * self._run.steps:
-            await asyncio.sleep(self._draw.uniform(0, 2 * self._pause_s))
+            await asyncio.sleep(self._draw.uniform(0, 2 * PAUSE_S))
             if len(self._able()) < ENOUGH:
                 continue
             (name,) = self._draw.choices(list(faults), weights)

@@ -21,7 +21,7 @@ from tests.chaos.witness import sights
 WORKERS = 5
 STEP_S = 0.005
 PERIOD = 4
-QUICK_STEPS, LONG_STEPS = 600, 4000
+QUICK_STEPS, LONG_STEPS = 300, 4000
 WITHIN = 0.02
 """How far the final loss may be from that of a quiet run, relatively."""
 WITNESSED = "tests.chaos.witness:Witnessed"
@@ -75,7 +75,7 @@ def weathered(rule: dict[str, Any], steps: int, folder: Path, seed: int) -> Stor
 
 def test_survivors_hold_the_same_bits(tmp_path: Path) -> None:
     storm = weathered(TOPK, QUICK_STEPS, tmp_path, seed=0)
-    assert len(storm.faults) >= 10
+    assert len(storm.faults) >= 5
     assert require_agreement(storm.records, sights(tmp_path)) > QUICK_STEPS // PERIOD // 2
 
 

@@ -353,8 +353,17 @@ def test_a_death_is_not_heard_of_while_the_coordinator_is_away() -> None:
 def test_a_machine_given_notice_that_is_gone_before_is_not_taken_away_twice() -> None:
     events = [
         {"at_s": 0.2, "kind": "preempt", "worker": 1, "notice_s": 1.0},
-        {"at_s": 0.4, "kind": "crash", "worker": 1},
+        {"at_s": 0.21, "kind": "crash", "worker": 1},
         {"at_s": 0.6, "kind": "join", "worker": 1},
     ]
     outcome = simulate(make_run("diloco", fleet={"events": events}), timing_only=True)
     assert [left.reason for left in outcome.left() if left.worker == 1] == ["crashed", "finished"]
+
+
+def test_a_machine_given_notice_leaves_between_two_rounds() -> None:
+    events = [{"at_s": 0.2, "kind": "preempt", "worker": 1, "notice_s": 30.0}]
+    outcome = simulate(make_run("diloco", fleet={"events": events}), timing_only=True)
+    mine = [record for record in outcome.records if record.worker == 1]
+    assert isinstance(mine[-1], Left)
+    assert mine[-1].reason == "preempted"
+    assert isinstance(mine[-2], Synced)  # the round it had trained for

@@ -105,13 +105,18 @@ def test_who_is_taken_for_dead_under_a_rule_without_votes_finds_out_and_ends() -
     async def main() -> None:
         coordinator = Coordinator(range(3), silence_s=math.inf)
         server = CoordinatorServer(coordinator, KEYS)
-        place = Place(await server.start("127.0.0.1", 0), KEYS, "127.0.0.1", torch.device("cpu"))
-        run = cluster(Gossip(period=3), workers=3, steps=10**9, task={"name": "quadratic", "dimension": 64})
+        address = await server.start("127.0.0.1", 0)
+        place = Place(address, KEYS, "127.0.0.1", torch.device("cpu"))
+        task = {"name": "tests.chaos.tasks:Paced", "step_s": 0.01}
+        run = cluster(Gossip(period=3), workers=3, steps=10**6, task=task)
         lives = [asyncio.ensure_future(live(run, worker, 0, place)) for worker in range(3)]
         while not any(fields["kind"] == "synced" for fields in coordinator.poll(0)["records"]):
             await asyncio.sleep(0.01)
-        coordinator.remove(1, 0, "stalled")
-        _, reason = await asyncio.wait_for(lives[1], 20)
+        await server.stop()
+        coordinator.remove(1, 0, "stalled")  # while worker 1 cannot hear of it
+        server = CoordinatorServer(coordinator, KEYS)
+        await server.start("127.0.0.1", int(address.rpartition(":")[2]))
+        _, reason = await asyncio.wait_for(lives[1], 60)
         assert reason == "worker 1 has been declared dead by the others"
         for each in lives:
             each.cancel()
