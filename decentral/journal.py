@@ -108,7 +108,10 @@ class Refused(Record):
 
 @dataclass(slots=True, kw_only=True)
 class Restored(Record):
-    """A newcomer has what was its alone as of that `generation` of parity; None: it goes on with its host's, and why."""
+    """A newcomer has what was its alone as of that `generation` of parity; None: it has its host's.
+
+    In that case `reason` says why; otherwise it is empty.
+    """
 
     kind: ClassVar[str] = "restored"
     generation: int | None
@@ -238,6 +241,7 @@ class JournalWriter:
         self.write(before)
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._flushed = 0.0
         fresh.replace(path)
 
     def write(self, records: Iterable[Record]) -> None:

@@ -6,28 +6,30 @@ from dataclasses import dataclass
 
 
 class Lateness:
-    """How long to wait for a worker's part in a round: for as long as the run's patience, or as it is known to need.
+    """How long to wait for a worker's part in a round: the run's patience, or as long as it is known to need.
 
-    Nothing is learned while everybody comes in time. When somebody has been waited for in vain and comes all the same,
-    what it would have needed is known, and it is allowed `SLACK` times as long from then on, `MOST` patiences at most.
+    Nothing is learned while all come in time. Who was waited for in vain and comes all the same has told how long it
+    takes; from then on it is allowed `SLACK` times that, at most `MOST` patiences.
 
-    So whoever is slow is not skipped for ever. Let its phases take L seconds longer than ours. Of a round that we do
-    not wait for, its lag is left over: the next one comes l' = l + L - d seconds after we began to wait for it, if the
-    one before came after l and we waited for d < l. Hence l' > L. What we learn is above L, so that d >= 1.5 L, and the
-    lag shrinks by at least L / 2 a round until it comes in time, provided that L is below `MOST` patiences.
+    So a slow worker is not skipped for ever. Let its phases take L seconds longer than ours. If its part in one round
+    comes l seconds after we began to wait for it, and we waited only d < l, then in the next one
 
-    A link that is cut between the living looks like a slow worker: what was on its way comes when it heals. Who is
-    waited for in vain twice, and nothing has come in between, is allowed no more than anybody else. A worker that is
-    late on purpose costs `MOST` patiences a round at most.
+        l' = L + (l - d) > L
 
-    Deadlines are never below the patience, however regular the rounds have been: who gives up early on a worker that
-    has stalled runs away from it, and each of the rounds that it gave up is lost to both.
+    and what we learn of rounds after the first is L at least. Hence d >= 1.5 L, and l falls by L / 2 or more a round
+    until it is below d, provided that L is below `MOST` patiences.
+
+    Over a cut link nothing comes: whoever is waited for in vain twice, and nothing has come in between, is allowed no
+    more than anybody else. A worker that is late on purpose costs `MOST` patiences a round.
+
+    Nobody is allowed less than the patience, however punctual it has been. If it stalls, others who soon give up begin
+    the next rounds without it, and it has to make up for each of these before all are in step again.
     """
 
     SLACK = 1.5
-    """Latenesses that a worker is allowed: step times vary."""
+    """How much later than last time a worker may come: step times vary."""
     MOST = 10.0
-    """Patiences that anybody is allowed: half of what the worlds give a decision, for which all must have come."""
+    """Patiences that anybody is allowed at most: half of those that the real world waits for a decision."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
@@ -35,40 +37,38 @@ class Lateness:
         self._overdue: dict[tuple[int, str], _Overdue] = {}
 
     def allowed_s(self, source: int, channel: str) -> float:
-        """Return how many seconds to wait for what `source` sends in a round on the channel."""
+        """Return how many seconds to wait for what `source` brings to a round of the channel."""
         return self._allowed.get((source, channel), self._patience_s)
 
     def missed(self, source: int, channel: str, round_: int, since_s: float) -> None:
-        """What `source` should have sent for a round has been waited for in vain since then."""
+        """We have waited since then, in seconds of any clock, and given up. A round may be missed in several pieces."""
         overdue = self._overdue.get((source, channel))
         if overdue is None:
-            self._overdue[source, channel] = _Overdue(round_, since_s, round_)
+            self._overdue[source, channel] = _Overdue(round_, since_s, newest=round_)
         elif round_ > overdue.newest:
-            if not overdue.heard:
+            if overdue.silent:
                 self._allowed.pop((source, channel), None)
-            overdue.newest, overdue.heard = round_, False
+            overdue.newest, overdue.silent = round_, True
 
     def came(self, source: int, channel: str, round_: int, now_s: float) -> None:
-        """Something that `source` sent for a round has come, waited for or not."""
+        """Something of that round has come from `source`, late or not, by the same clock."""
         overdue = self._overdue.get((source, channel))
         if overdue is None:
             return
-        overdue.heard = True
+        overdue.silent = False
         if round_ < overdue.round:
             return
         del self._overdue[source, channel]
         if round_ == overdue.round:
-            needed_s = self.SLACK * (now_s - overdue.since_s)
-            most_s = self.MOST * self._patience_s
-            self._allowed[source, channel] = min(max(self._patience_s, needed_s), most_s)
+            needs_s = max(self._patience_s, self.SLACK * (now_s - overdue.since_s))
+            self._allowed[source, channel] = min(needs_s, self.MOST * self._patience_s)
 
 
 @dataclass(slots=True)
 class _Overdue:
-    """Somebody's parts that have been waited for in vain: of the first such round, of which it will be learned, since when;
-    which is the newest; and whether anything has been heard since that one."""
+    """A round for which somebody is still due, the newest such one, and whether it has been silent since that."""
 
     round: int
     since_s: float
     newest: int
-    heard: bool = False
+    silent: bool = True

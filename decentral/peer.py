@@ -504,14 +504,15 @@ class Peer:
         finally:
             self._crowd.ended(wait)
 
-    async def recv_part(self, source: int, tag: Tag, since_s: float, among: Members | None = None) -> Packet:
-        """Return what `source` sends as its part in a round, which has been due `since_s`, by `now`.
+    async def recv_part(self, source: int, tag: Tag, among: Members) -> Packet:
+        """Return what `source` brings to a round that it settles with `among`; raises as `recv`.
 
-        Waits for `patience_s` from then on, or as long as `source` is known to need (see `Lateness`). Raises as `recv`.
+        Waits `patience_s` seconds, or as long as `source` is known to need (see `Lateness`). For what depends on
+        `source` alone: whoever waited longer for what others must send to `source` first would outlast their round.
         """
-        left_s = self._lateness.allowed_s(source, tag.channel) - (self.now() - since_s)
+        since_s = self.now()
         try:
-            return (await self.recv(source, tag, left_s, among))[1]
+            return (await self.recv(source, tag, self._lateness.allowed_s(source, tag.channel), among))[1]
         except TimeoutError:
             self._lateness.missed(source, tag.channel, tag.round, since_s)
             raise
@@ -667,7 +668,9 @@ class Peer:
             task.cancel()
 
     def left(self, reason: str) -> Left:
-        """Return the worker's last record, with its accounts."""
+        """Return the worker's last record, with its accounts. Who has taken part has no `guide` any more."""
+        if not self.follows:
+            self.guide = None
         self._record_refused()
         self.meter.close()
         self._stock = None  # what arrives now says nothing any more
@@ -696,7 +699,7 @@ class Peer:
     @property
     def follows(self) -> bool:
         """Whether the worker is a newcomer that takes part in nothing yet."""
-        return self.guide is not None and not self.everybody.guests.get(self.id)
+        return self.guide is not None and self.everybody.guests.get(self.id) == frozenset()
 
     def snapshot(self) -> Snapshot:
         """Return what the worker is at rest, less what is its own: what a newcomer begins with."""

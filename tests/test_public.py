@@ -25,7 +25,6 @@ def test_a_wrong_name_is_an_attribute_error() -> None:
     ("module", "foreign"),
     [
         ("decentral", {"torch", "ray", "grpc"}),
-        ("decentral.workers.coordinator", {"torch"}),
         ("decentral.sim.simulate", {"ray", "grpc"}),
     ],
 )

@@ -73,7 +73,8 @@ class Attempt(NamedTuple):
 
         That includes who has ended its rule: a member of an all-reduce stays until the round is decided.
         """
-        return await peer.recv_part(source, tag, peer.now(), among=self.members)
+        _, packet = await peer.recv(source, tag, among=self.members)
+        return packet
 
     def packed(self, values: Tensor, codec: Codec) -> Packet:
         """Return the packet of our contribution."""
@@ -88,7 +89,7 @@ class Attempt(NamedTuple):
         """
         heard = []
         for member in self.members:
-            packet = own if member == peer.id else await self.hear(peer, member, tag)
+            packet = own if member == peer.id else await peer.recv_part(member, tag, self.members)
             if packet.codec == SIGNAL:
                 raise PeerGone(f"worker {member} has given up {tag}")
             heard.append((member, packet))
@@ -420,11 +421,11 @@ async def conclude(
     verdict = Tag(channel, round_, "v")
     heard: list[dict[int, Tensor]] = [{} for _ in parts]
     whole = True
-    began = peer.now()
+    deadline = peer.now() + peer.patience_s
     try:
         for part, by_worker in zip(parts, heard, strict=True):
             for source in links.source:
-                packet = await peer.recv_part(source, Tag(channel, round_, part), began)
+                packet = (await peer.recv(source, Tag(channel, round_, part), deadline - peer.now()))[1]
                 if packet.codec == SIGNAL:
                     raise PeerGone(f"worker {source} has other partners in this round")
                 try:

@@ -8,8 +8,9 @@ keeps a copy of its own L bytes and cuts it into k - 1 stripes, one for each oth
     parity_j = XOR_(i != j) s_ij;        worker i is lost:   s_ij = parity_j XOR XOR_(m != i, j) s_mj   for all j
 
 Whichever worker is lost, the others rebuild its bytes, one stripe each. A generation costs a worker L bytes sent, L
-received and L k / (k - 1) of memory, twice, for the last one is kept until this one is whole. A rebuild costs each
-survivor L bytes sent: a stripe to each other one, and one to who was lost. Two lost at once cannot be rebuilt.
+received and L k / (k - 1) of memory; two are kept beside the one under way, for the last one may not be whole
+everywhere. A rebuild costs each survivor L bytes sent: a stripe to each other one, and one to who was lost. Two lost at
+once cannot be rebuilt.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class _Generation:
 
 
 class Parity:
-    """One worker's part in its group's parity. `group`: at least two workers, ascending, `peer` among them."""
+    """One worker's part in its group's parity. `group`: at least two workers, ascending, `peer` among them.
+
+    `protection.Guard` calls it beside a rule.
+    """
 
     def __init__(self, peer: Peer, group: tuple[int, ...]) -> None:
         self._peer, self._group = peer, group
@@ -65,6 +69,7 @@ class Parity:
         self._kept: dict[int, _Generation] = {}
         self._newest = 0
         self._under_way = 0
+        peer.decline(CHANNEL, lambda source, tag: None)  # when somebody dies, what others have sent already is in vain
 
     def protect(self, number: int) -> Coroutine[Any, Any, bool]:
         """Copy the worker's own state for generation `number` (1, 2, ...), at once: call it at rest.
@@ -122,7 +127,8 @@ class Parity:
     async def rebuild(self) -> int:
         """Have `peer`, a newcomer that the group has lost, be what it was alone at the newest generation all have.
 
-        Returns that generation's number. Raises `PeerGone` if more than one of the group is lost, or nobody has made parity; nothing has changed then.
+        Returns that generation's number. Raises `PeerGone` if more than one of the group is lost, or nobody has made
+        parity; nothing has changed then.
         """
         self._require_all_others()
         peer = self._peer

@@ -94,7 +94,7 @@ class SyncRule(Part):
         elif not self.takes_newcomers:
             reason = "nobody who is lost can come back"
         elif self.common_steps:
-            reason = "the inner optimiser takes the same steps everywhere, so who comes back has its state from its host"
+            reason = "the inner optimiser takes the same steps everywhere, so whoever comes back has its host's"
         if reason:
             raise ConfigError(
                 f"parity.workers: under rule '{self.spelling()}' {reason}; leave it out, or take another rule, such as "

@@ -208,7 +208,7 @@ class SimWorld:
             return  # crashed, and `_crash` has said so
         except PeerGone as error:
             self._leave(peer, str(error))
-            if peer.guide is not None and peer.follows:  # a newcomer whose host went: somebody else may let it in
+            if peer.guide is not None:  # a newcomer whose host went: somebody else may let it in
                 self._loop.call_soon(self._join, peer.id)
             return
         self._leave(peer, "finished")

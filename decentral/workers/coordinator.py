@@ -133,7 +133,7 @@ class Coordinator:
         self._departed = 0
         self._heard: dict[int, float] = {}
         self._polled = clock()
-        self._gone: list[Gone] = []
+        self._gone: dict[int, Gone] = {}  # until the driver has seen to it, or the worker is back
         self._news: list[str] = []
         if ledger is not None:
             self._go_on(ledger)
@@ -169,14 +169,17 @@ class Coordinator:
                 _require_equal(other.entrant, entrant)
             self._take_in(entrant, 0 if seat is None else seat.incarnation + 1)
         await self._begun.wait()
-        seat = self._seats[worker]
+        seat = self._seats.get(worker)
+        if seat is None or seat.entrant != entrant:
+            raise Refused(f"life {entrant.life} of worker {worker} was given up before the run began")
         return Welcome(seat.incarnation, seat.host, self._clock() - self._began_s, self.members, self.contacts)
 
     def begin(self) -> None:
-        """Begin the run with whoever has joined; the others come as newcomers."""
-        now = self._clock()
-        self._note("begin", now)
-        self._begin(now)
+        """Begin the run with whoever has joined; the others come as newcomers. Again: nothing."""
+        if self._roster is None:
+            now = self._clock()
+            self._note("begin", now)
+            self._begin(now)
 
     async def suspect(self, worker: int, incarnation: int) -> None:
         """Somebody does not hear that incarnation of the worker any more: find out, and take it out if it is gone."""
@@ -197,6 +200,7 @@ class Coordinator:
             del self._seats[worker]
         else:
             self._heard.pop(worker, None)
+            self._gone.pop(worker, None)
             self._write_last_record(worker, reason)
             self._roster.remove(worker)
 
@@ -286,7 +290,10 @@ class Coordinator:
     # -- what the driver asks ----------------------------------------------------------------------------------------
 
     def poll(self, taken: int) -> Poll:
-        """Return what is new to a driver that has `taken` so many records, and who had to be taken out of the run."""
+        """Return what is new to a driver that has `taken` so many records, and who had to be taken out of the run.
+
+        The latter is said until `remove` answers it.
+        """
         now = self._clock()
         if now - self._polled > self._silence_s / 2:  # it was us who slept, or the driver: the silence proves nothing
             self._heard = dict.fromkeys(self._heard, now)
@@ -298,7 +305,6 @@ class Coordinator:
             self._forget(taken)
             self._took.set()
             self._took = asyncio.Event()
-        gone, self._gone = self._gone, []
         news, self._news = self._news, []
         members = [] if self._roster is None else list(self._roster.members)
         return {
@@ -307,7 +313,7 @@ class Coordinator:
             "begun": self._roster is not None,
             "lives": [(worker, seat.entrant.life) for worker, seat in self._seats.items()],
             "members": members,
-            "gone": gone,
+            "gone": list(self._gone.values()),
             "news": news,
         }
 
@@ -330,12 +336,13 @@ class Coordinator:
     def _take_in(self, entrant: Entrant, incarnation: int) -> None:
         worker = entrant.worker
         host = None if self._roster is None else self._host_for(worker)
+        if self._roster is not None:
+            self._write_last_record(worker, "replaced")
+            self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
         self._note("seat", dataclasses.astuple(entrant), incarnation, host)
         self._sit_down(Seat(entrant, incarnation, host))
         if self._roster is not None:
             self._heard[worker] = self._clock()
-            self._write_last_record(worker, "replaced")
-            self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
             self._roster.join(worker)
         elif self._seats.keys() == self._expected:
             self.begin()
@@ -343,6 +350,7 @@ class Coordinator:
     def _sit_down(self, seat: Seat) -> None:
         worker = seat.entrant.worker
         self._seats[worker] = seat
+        self._gone.pop(worker, None)
         self._reported[worker] = 0
         known = self._resumed.lived.get(worker, 0) if self._resumed and seat.host is None else 0
         self._lines_before[worker] = self._lines[worker] - known
@@ -361,7 +369,9 @@ class Coordinator:
     def _take_out(self, worker: int, reason: str, suspected: bool) -> None:
         assert self._roster is not None
         self._heard.pop(worker, None)
-        self._gone.append(Gone(worker, self._seats[worker].entrant.life, reason))
+        gone = Gone(worker, self._seats[worker].entrant.life, reason)
+        self._note("gone", *gone)
+        self._gone[worker] = gone
         self._write_last_record(worker, reason)
         self._roster.remove(worker, suspected=suspected)
 
@@ -422,6 +432,8 @@ class Coordinator:
                     del self._seats[worker]
                 case ("begin", began_s):
                     self._begin(began_s)
+                case ("gone", worker, life, reason):
+                    self._gone[worker] = Gone(worker, life, reason)
                 case ("roster", told) if self._roster is not None:
                     self._roster.replay([told])
                     self._changed(self._roster.members)
@@ -436,7 +448,8 @@ class Coordinator:
                     self._forget(taken)
                 case _:
                     raise ValueError(f"a ledger has no entry such as {entry!r}")
-        self._heard = {worker: self._clock() for worker in self._heard if not self._is_out(worker)}
+        if self._roster is not None:
+            self._heard = dict.fromkeys(self._roster.members, self._clock())
 
 
 class _Life:
@@ -474,7 +487,8 @@ class _Life:
 
 
 def _plain(record: Record) -> Fields:
-    return {"kind": record.kind, **dataclasses.asdict(record)}
+    """Return the record's fields as they are: `asdict` would copy them, and a replay is mostly this."""
+    return {"kind": record.kind, **{field.name: getattr(record, field.name) for field in dataclasses.fields(record)}}
 
 
 def _require_equal(first: Entrant, entrant: Entrant) -> None:
@@ -496,7 +510,7 @@ def _checked_record(worker: int, fields: Fields) -> Record:
         record: Record = _TYPES[kind].validate_python({name: fields[name] for name in fields if name != "kind"})
     except (ConfigError, TypeError, ValidationError) as error:
         raise Refused(f"worker {worker} reported what is no record: {error}") from error
-    values = dataclasses.asdict(record).values()
+    values = _plain(record).values()
     if record.worker != worker or any(isinstance(value, int) and value < 0 for value in values):
         raise Refused(f"worker {worker} reported what cannot be a record of its own: {record.to_json()}")
     return record

@@ -30,10 +30,10 @@ SERVICE = "decentral.Coordinator"
 MAX_REQUEST_BYTES = 1 << 26
 GRACE_S = 15.0
 """Seconds on top of the network's own that an answer may take before its caller gives up."""
-FIRST_RETRY_S = 0.05
-LAST_RETRY_S = 0.2
 ORDER_S = 600.0
 """Seconds that a worker waits at the desk for checkpoints before it asks again."""
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 0.2
 """An absent coordinator is called again after so many seconds: the first time, and the most."""
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What calls come to that no coordinator answers: it is not there, or went down in the midst of one."""

@@ -225,14 +225,15 @@ class Job:
         self._poll()  # it may have joined, and the run begun, since we asked last
         if life.worker not in self._lives:
             return
-        if not self._has_joined(life):
-            self._bad_starts[life.worker] += 1
-        if not self._has_begun and not (self._run.real.min_workers and self._bad_starts[life.worker] < STARTS):
+        bad_starts = self._bad_starts[life.worker] + (not self._has_joined(life))
+        if not self._has_begun and not (self._run.real.min_workers and bad_starts < STARTS):
             raise RunError(f"worker {life.worker} died while it started: {first_line(error)}") from None
         self._lost(life, "crashed")
 
     def _lost(self, life: Life, reason: str) -> None:
         """The life is over: tell the others."""
+        if not self._has_joined(life):
+            self._bad_starts[life.worker] += 1
         del self._lives[life.worker]
         ray.kill(life.actor)
         self._ask("remove", life.worker, life.number, reason)
@@ -253,20 +254,25 @@ class Job:
     # -- the coordinator ---------------------------------------------------------------------------------------------
 
     def _start_coordinator(self) -> None:
-        """Start it on the driver's node; after that where it was, for there its ledger is."""
-        number = self._coordinators
-        self._coordinators += 1
+        """Start it on the driver's node, where its ledger is, or will be. Raises `RunError`."""
         node = self._node or ray.get_runtime_context().get_node_id()
-        self._coordinator = self._actor(
-            CoordinatorActor,
-            "coordinator" + (f"-life-{number}" if number else ""),
-            num_cpus=0,
-            num_gpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=not number),
-        ).remote(self._run.to_table(), self._secret, self._owner, self._ledger, self._resumed)
         port = int(self._address.rpartition(":")[2]) if self._address else self._run.real.port
-        started = self._coordinator.start.remote(port)
-        self._address, self._node = _answer(started, ANSWER_S, "the coordinator could not be started")
+        until = time.monotonic() + ANSWER_S
+        while True:
+            number = self._coordinators
+            self._coordinators += 1
+            self._coordinator = self._actor(
+                CoordinatorActor,
+                "coordinator" + (f"-life-{number}" if number else ""),
+                num_cpus=0,
+                num_gpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            ).remote(self._run.to_table(), self._secret, self._owner, self._ledger, self._resumed)
+            started = self._coordinator.start.remote(port)
+            if not _is_unschedulable(started) or time.monotonic() > until:
+                self._address, self._node = _answer(started, ANSWER_S, "the coordinator could not be started")
+                return
+            time.sleep(POLL_S)  # Ray asks any node where actors may go, and one that has just come knows few others
 
     def _ask(self, method: str, *values: Any) -> Any:
         """Return the coordinator's answer; one that has died is started again, for `real.start_timeout_s` at most."""
@@ -304,8 +310,9 @@ class Job:
 
     def _take(self, poll: Poll) -> None:
         self._has_begun = poll["begun"]
-        self._joined |= {(worker, life) for worker, life in poll["lives"]}
-        for worker, _ in poll["lives"]:
+        joined = {(worker, life) for worker, life in poll["lives"]} - self._joined
+        self._joined |= joined
+        for worker, _ in joined:
             self._bad_starts[worker] = 0
         self._taken += len(poll["records"])
         self._take_records([record_from(fields) for fields in poll["records"]])
@@ -345,6 +352,17 @@ class Job:
             f"together they need {size * threads} CPUs and {size * self._gpus:g} GPUs, the cluster has "
             f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, other jobs' included"
         )
+
+
+def _is_unschedulable(ref: Any) -> bool:
+    """Return whether Ray finds no place for the actor that is to answer; wait until it has answered, or cannot."""
+    try:
+        ray.get(ref, timeout=ANSWER_S)
+    except ray.exceptions.ActorUnschedulableError:
+        return True
+    except Exception:  # whoever asks for the answer meets it
+        return False
+    return False
 
 
 def _answer_or_death(ref: Any, timeout_s: float) -> Any:

@@ -180,7 +180,7 @@ class Transport:
 
     async def close(self) -> None:
         """Hang up and stop listening. Packets on the way fail."""
-        for worker in list(self._flights):
+        for worker in list(self._contacts):
             self._drop(worker)
         await self.drained()
         await asyncio.gather(*self._closing)

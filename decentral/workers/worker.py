@@ -14,7 +14,7 @@ from decentral.checkpoint import Storage, keep
 from decentral.config import Run, validated
 from decentral.members import Members
 from decentral.offload import OffloadedReplica
-from decentral.peer import Peer
+from decentral.peer import PREEMPTED, Peer
 from decentral.protocols.protection import Guard
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
@@ -90,7 +90,7 @@ async def live(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, st
     """
     while True:
         peer, reason = await _live_once(run, worker, life, place)
-        if reason == "finished" or not (peer.guide is not None and peer.follows):
+        if reason in ("finished", PREEMPTED) or peer.guide is None:
             return peer, reason
 
 

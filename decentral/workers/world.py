@@ -158,10 +158,12 @@ class RealWorld:
                     self.unreachable(silent, self._contacts[silent].incarnation)
 
     async def _hear(self, neighbour: int) -> None:
-        with suppress(PeerGone):
-            await self._transport.beat(neighbour, self._peer.patience_s)
-            self._detector.heard(neighbour, self._loop.time())
-        del self._beating[neighbour]
+        try:
+            with suppress(PeerGone):
+                await self._transport.beat(neighbour, self._peer.patience_s)
+                self._detector.heard(neighbour, self._loop.time())
+        finally:  # gRPC cancels whoever waits on a channel that is closed, as of a neighbour that has been replaced
+            del self._beating[neighbour]
 
     def unreachable(self, worker: int, incarnation: int) -> None:
         """A member cannot be reached: somebody should find out whether it still lives."""
@@ -170,10 +172,12 @@ class RealWorld:
             self._suspects[suspect] = self._loop.create_task(self._suspect(*suspect))
 
     async def _suspect(self, worker: int, incarnation: int) -> None:
-        with suppress(RunError):
-            await self._coordinator.suspect(worker, incarnation)
-            self._detector.heard(worker, self._loop.time())  # who is in the run all the same has been heard by another
-        del self._suspects[worker, incarnation]
+        try:
+            with suppress(RunError):
+                await self._coordinator.suspect(worker, incarnation)
+                self._detector.heard(worker, self._loop.time())  # who is in the run all the same: another has heard it
+        finally:
+            del self._suspects[worker, incarnation]
 
     async def _report(self) -> None:
         """Hand in records as they come. What cannot be handed in now is kept: training does not depend on it."""

@@ -207,6 +207,8 @@ def test_who_gives_no_sign_of_life_is_removed_unless_it_was_us_who_slept() -> No
                 stalled = here.coordinator.poll(0)["gone"]
             assert stalled == [Gone(2, 0, "stalled")]
             assert here.coordinator.members == Members(1, (0, 1))
+            assert here.coordinator.poll(0)["gone"] == stalled  # as long as the driver has not seen to it
+            here.coordinator.remove(2, 0, "stalled")
             assert here.coordinator.poll(0)["gone"] == []
             now = 100.0
             assert here.coordinator.poll(0)["gone"] == []
@@ -216,6 +218,58 @@ def test_who_gives_no_sign_of_life_is_removed_unless_it_was_us_who_slept() -> No
 
 
 # Coming later, coming back.
+
+
+def test_a_run_begins_once_however_often_it_is_told_to() -> None:
+    """The driver says so again when a coordinator dies before it has answered, or as the last worker comes."""
+
+    async def main() -> None:
+        async with served(2) as here:
+            await here.join_all()
+            voting = [asyncio.create_task(here.clients[0].vote(Ballot(0, "sync", 1, 0, 7), 10))]
+            await asyncio.wait(voting, timeout=0.3)
+            here.coordinator.begin()
+            voting.append(asyncio.create_task(here.clients[1].vote(Ballot(1, "sync", 1, 0, 7), 10)))
+            assert [(await vote).outcome for vote in voting] == ["committed"] * 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_who_was_given_up_before_the_run_began_is_not_welcomed_as_another(back: bool) -> None:
+    async def main() -> None:
+        async with served(2) as here:
+            given_up = asyncio.create_task(here.clients[1].join(entrant(1), 10))
+            await asyncio.wait([given_up], timeout=0.3)
+            here.coordinator.remove(1, 0, "crashed")
+            others = [here.clients[0].join(entrant(0), 10)]
+            again = CoordinatorClient(here.address, 1, KEYS)
+            others += [again.join(entrant(1, life=1), 10)] if back else []
+            welcomes = [asyncio.create_task(other) for other in others]
+            await asyncio.wait(welcomes, timeout=0.3)
+            here.coordinator.begin()
+            with pytest.raises(RunError, match="life 0 of worker 1 was given up before the run began"):
+                await given_up
+            assert [(await welcome).incarnation for welcome in welcomes] == [0] * len(others)
+            await again.close()
+
+    run(main())
+
+
+def test_the_last_record_of_a_life_that_is_replaced_comes_before_the_next_one() -> None:
+    """A checkpoint counts a life's records from there: one too few, and resuming would cut the journal short."""
+
+    async def main() -> None:
+        async with served(2) as here:
+            await here.join_all()
+            await here.clients[1].report(0, [joined(1)])
+            again = CoordinatorClient(here.address, 1, KEYS)
+            await again.join(entrant(1, life=1), 10)
+            assert [fields["kind"] for fields in here.coordinator.poll(0)["records"]] == ["joined", "left"]
+            assert here.coordinator.lines_before[1] == 2
+            await again.close()
+
+    run(main())
 
 
 def test_who_comes_late_is_a_guest_of_the_member_with_the_fewest() -> None:
@@ -365,6 +419,39 @@ def test_a_coordinator_goes_on_from_its_ledger(tmp_path: Path) -> None:
         ledger.write(msgpack.packb(["stand", 2])[:-1])  # it died while it wrote
     run(after())
     run(before_is_over(path))
+
+
+def test_whom_a_coordinator_took_out_its_successor_names_too(tmp_path: Path) -> None:
+    """Otherwise nobody would ever end a worker that hangs, nor replace it."""
+    path, now = tmp_path / "run.ledger", 0.0
+
+    async def before() -> None:
+        nonlocal now
+        async with served(3, ledger=Ledger(path), silence_s=10.0, clock=lambda: now) as here:
+            await here.join_all()
+            again = CoordinatorClient(here.address, 2, KEYS)
+            await again.join(entrant(2, life=1), 10)
+            await again.close()
+            for later in (4.0, 8.0, 12.0):
+                now = later
+                await here.clients[0].report(0, [])
+                here.clients[2]._incarnation = 1
+                await here.clients[2].report(0, [])
+                here.coordinator.poll(0)  # the answer is lost
+
+    async def after() -> None:
+        nonlocal now
+        async with served(3, ledger=Ledger(path), silence_s=10.0, clock=lambda: now) as here:
+            assert here.coordinator.poll(0)["gone"] == [Gone(1, 0, "stalled")]
+            here.coordinator.remove(1, 0, "stalled")
+            for later in (16.0, 20.0, 24.0):  # now the guest falls silent, before it has said a word
+                now = later
+                await here.clients[0].report(0, [])
+                gone = here.coordinator.poll(0)["gone"]
+            assert gone == [Gone(2, 1, "stalled")]
+
+    run(before())
+    run(after())
 
 
 async def before_is_over(path: Path) -> None:

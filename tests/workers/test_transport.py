@@ -393,6 +393,19 @@ def test_nothing_is_left_after_close() -> None:
     assert threading.active_count() <= threads + 1  # grpc.aio's poller, one for the process
 
 
+def test_a_transport_that_is_closed_has_hung_up_on_whom_it_only_heard() -> None:
+    async def main() -> None:
+        async with transport(Recorder()) as (receiver, address):
+            async with transport(Recorder()) as (sender, _):
+                sender.admit({1: Contact(0, address)})
+                await sender.beat(1, 10)
+            gc.collect()
+            open_channels = [thing for thing in gc.get_objects() if issubclass(type(thing), grpc.aio.Channel)]
+            assert not open_channels
+
+    run(main())
+
+
 def test_patience_runs_out_only_when_nothing_is_renewed() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -76,6 +77,32 @@ def test_who_is_back_ends_with_the_same_bits_as_everybody(rule: SyncRule) -> Non
     assert (found[-1].pop()[1], outcome.left()[-1].reason) == ((0, 1, 2, 3), "finished")
     late = [record for record in outcome.records if record.worker == 1 and isinstance(record, Trained)]
     assert sum(record.samples for record in late) < STEPS  # what it missed it did not train on
+
+
+class LeavesAtRest:
+    """Has a worker leave that was there before: at its first rest, and so once it takes part."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def rest(self) -> None:
+        self._peer.leave()
+
+
+def test_who_is_told_to_leave_after_it_came_back_does_not_come_again() -> None:
+    lives = Counter[int]()
+
+    class Leaving(DiLoCo):
+        async def run(self, peer: Peer) -> None:
+            lives[peer.id] += 1
+            if peer.id == 1:
+                peer.keepers.append(Mortal(peer, 20, None) if lives[1] == 1 else LeavesAtRest(peer))
+            await super().run(peer)
+
+    outcome = train_here(cluster(Leaving(period=3), steps=STEPS, task={"name": "quadratic", "dimension": 64}), lives=2)
+    assert [left.reason for left in outcome.left() if left.worker == 1] == ["crashed", "preempted"]
+    assert lives == {0: 1, 1: 2, 2: 1, 3: 1}
+    assert all_equal(outcome)
 
 
 @pytest.mark.parametrize("rule", [Gossip(period=3), NoLoCo(period=3)], ids=short)
