@@ -12,12 +12,12 @@ class Lateness:
     takes; from then on it is allowed `SLACK` times that, at most `MOST` patiences.
 
     So a slow worker is not skipped for ever. Let its phases take L seconds longer than ours. If its part in one round
-    comes l seconds after we began to wait for it, and we waited only d < l, then in the next one
+    comes l seconds after we began to wait for it, and we waited only d < l, then in the next round
 
-        l' = L + (l - d) > L
+        l' = l + L - d > L,    and l = L in the first.
 
-    and what we learn of rounds after the first is L at least. Hence d >= 1.5 L, and l falls by L / 2 or more a round
-    until it is below d, provided that L is below `MOST` patiences.
+    So whatever is learned is L at least, and from then on d >= min(1.5 L, `MOST` patiences). If L is below `MOST`
+    patiences, d > L: l falls by d - L a round until it is below d.
 
     Over a cut link nothing comes: whoever is waited for in vain twice, and nothing has come in between, is allowed no
     more than anybody else. A worker that is late on purpose costs `MOST` patiences a round.

@@ -91,7 +91,10 @@ class Desk:
 
         That lies ahead of everybody, unless somebody is quicker than this answer: then `describe` finds out.
         """
-        return await self._at(worker, folder).standings.add(worker, rounds, self._cut)
+        draft = self._at(worker, folder)
+        if worker in draft.descriptions.said:  # it begins anew, and what the others go by is gone
+            raise self._abandon(Abandoned(f"worker {worker} does not have the state any more that it described"))
+        return await draft.standings.add(worker, rounds, self._cut)
 
     async def describe(self, worker: int, folder: str, description: Description) -> tuple[str, ...]:
         """Hear what the worker holds; return the digests of the chunks that it is to write, when all have said it."""

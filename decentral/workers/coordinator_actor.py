@@ -119,5 +119,8 @@ class CoordinatorActor:
             except RunError as error:
                 coordinator.tell(f"no checkpoints any more: {error}")
                 return
+            except Exception as error:
+                coordinator.tell(f"no checkpoints any more: {type(error).__name__}: {error}")
+                raise
             else:
                 coordinator.tell(f"checkpoint {folder} after {manifest.step} local steps")

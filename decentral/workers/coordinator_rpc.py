@@ -313,10 +313,14 @@ def _reported(first: int, records: Sequence[Record]) -> Fields:
 
 
 class RemoteDesk:
-    """The desk where checkpoints are agreed on (`checkpoint.DeskLine`), over a worker's line to the coordinator."""
+    """The desk where checkpoints are agreed on (`checkpoint.DeskLine`), over a worker's line to the coordinator.
 
-    def __init__(self, client: CoordinatorClient) -> None:
-        self._client = client
+    `hand_in` reports the worker's records: those before a checkpoint are there before it is said to be written, or a
+    death in between would leave the coordinator waiting for them for ever.
+    """
+
+    def __init__(self, client: CoordinatorClient, hand_in: Callable[[], Awaitable[None]]) -> None:
+        self._client, self._hand_in = client, hand_in
 
     async def order(self, worker: int, known: str) -> str:
         folder: str = (await self._client.ask("order", {"known": known}, ORDER_S))["folder"]
@@ -331,6 +335,7 @@ class RemoteDesk:
         return tuple((await self._client.ask("describe", fields, ORDER_S))["share"])
 
     async def wrote(self, worker: int, folder: str, file: File) -> None:
+        await self._hand_in()
         await self._client.ask("wrote", {"folder": folder, "file": file.model_dump(mode="json")}, GRACE_S)
 
     async def failed(self, worker: int, folder: str, reason: str) -> None:

@@ -45,7 +45,7 @@ RESULT_S = 600.0
 FAREWELL_S = 2.0
 """Seconds the coordinator has for the last records when a run is broken off, and killed actors have to be gone."""
 STARTS = 3
-"""A worker that has died so many times in a row before it joined is not started again."""
+"""A worker that has died, or was refused, so many times in a row before it joined is not started again."""
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Job:
         self._name = f"decentral-{self._owner}"
         self._secret = secret
         self._gpus = _gpus_each(run)
-        self._ledger = Path(tempfile.gettempdir()) / "decentral" / f"{self._name}.ledger"
+        self._ledger = Path(tempfile.gettempdir()) / f"{self._name}.ledger"  # a folder would be the first user's
         self._coordinator: Any = None
         self._coordinators = 0
         self._address = ""

@@ -143,7 +143,7 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
         if run.parity.workers is not None:
             Guard(peer, run.parity, run.fleet.places())
         if run.checkpoint.url:
-            peer.spawn(keep(peer, RemoteDesk(client), Storage(run.checkpoint.url), asyncio.to_thread))
+            peer.spawn(keep(peer, RemoteDesk(client, world.hand_in), Storage(run.checkpoint.url), asyncio.to_thread))
         notices = sources_named(run.real.notices)
         return peer, await world.live(peer, run.rule, welcome, notices=notices, absence_s=absence_s)
     finally:

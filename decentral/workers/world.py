@@ -56,6 +56,7 @@ class RealWorld:
         self._loop = asyncio.get_running_loop()
         self._unreported: list[Record] = []
         self._reported = 0
+        self._handing_in = asyncio.Lock()
         self._peer: Peer
         self._admitted = -1  # the epoch whose members the transport knows
         self._contacts: dict[int, Contact] = {}
@@ -104,7 +105,7 @@ class RealWorld:
             self._thread.shutdown(wait=False)
             self._coding.shutdown(wait=False)
             with suppress(RunError):  # when the worker fails, its records tell how it came to it
-                await self._hand_in()
+                await self.hand_in()
         await self._coordinator.leave(self._reported, self._unreported, reason == "finished", absence_s)
         return reason
 
@@ -186,14 +187,16 @@ class RealWorld:
             await asyncio.sleep(REPORT_S)
             if self._unreported or self._loop.time() - last > SIGN_OF_LIFE_S:
                 with suppress(RunError):
-                    await self._hand_in()
+                    await self.hand_in()
                 last = self._loop.time()
 
-    async def _hand_in(self) -> None:
-        batch = list(self._unreported)
-        await self._coordinator.report(self._reported, batch)
-        self._reported += len(batch)
-        del self._unreported[: len(batch)]
+    async def hand_in(self) -> None:
+        """Report what has been recorded so far. Raises `RunError` when the coordinator does not take it."""
+        async with self._handing_in:
+            batch = list(self._unreported)
+            await self._coordinator.report(self._reported, batch)
+            self._reported += len(batch)
+            del self._unreported[: len(batch)]
 
     # -- the World port ----------------------------------------------------------------------------------------------
 

@@ -67,6 +67,23 @@ async def agreed(desk: Desk, rounds: dict[int, dict[str, int]], taken: dict[int,
         await asyncio.gather(*works, return_exceptions=True)
 
 
+def test_who_begins_anew_after_it_has_described_its_state_ends_the_checkpoint() -> None:
+    """It had no answer in time, and has trained on: the others' shares were planned by what it held then."""
+
+    async def story() -> None:
+        desk = Desk()
+        draft = desk.begin("1", [0, 1])
+        await asyncio.gather(*(desk.stand(worker, "1", {"sync": 1}) for worker in (0, 1)))
+        described = [desk.describe(worker, "1", describe(worker, fleet(2)[worker])) for worker in (0, 1)]
+        await asyncio.gather(*described)
+        with pytest.raises(Abandoned, match="worker 1 does not have the state any more that it described"):
+            await desk.stand(1, "1", {"sync": 3})
+        with pytest.raises(Abandoned, match="worker 1 does not have"):
+            await draft
+
+    virtually(story())
+
+
 def test_the_cut_is_ahead_of_everybody_on_the_channel_with_the_most_rounds() -> None:
     async def story() -> None:
         desk = Desk()

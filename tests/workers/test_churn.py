@@ -13,7 +13,7 @@ import ray._private.state
 from cluster import all_equal, outcomes
 
 from decentral.config import Run, validated
-from decentral.journal import Joined, Record, Synced, Trained
+from decentral.journal import Joined, Left, Record, Synced, Trained
 from decentral.workers.launch import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -72,7 +72,9 @@ def test_a_worker_that_is_killed_gets_another_life_and_takes_part(tmp_path: Path
     outcome = train(run_of(gate=str(gate), at=200), on_record=see)
     assert all_equal(outcome)
     assert sorted(outcome.params) == [0, 1, 2]
-    (victim,) = [left.worker for left in outcome.left() if left.reason == "crashed"]
+    victim = 1
+    ends = [record.reason for record in outcome.records if isinstance(record, Left) and record.worker == victim]
+    assert ends in (["crashed", "finished"], ["stalled", "finished"])  # by who noticed first
     lives = [record for record in outcome.records if isinstance(record, Joined) and record.worker == victim]
     assert len(lives) == 2
     assert outcomes(outcome)[-1] == {("committed", (0, 1, 2))}

@@ -395,7 +395,7 @@ def test_nothing_is_left_after_close() -> None:
 
 def test_a_transport_that_is_closed_has_hung_up_on_whom_it_only_heard() -> None:
     async def main() -> None:
-        async with transport(Recorder()) as (receiver, address):
+        async with transport(Recorder()) as (_, address):
             async with transport(Recorder()) as (sender, _):
                 sender.admit({1: Contact(0, address)})
                 await sender.beat(1, 10)
