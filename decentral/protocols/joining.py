@@ -11,11 +11,11 @@ A rule without votes follows nobody: the newcomer begins where its host is when 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from decentral.errors import PeerGone
@@ -37,6 +37,23 @@ HEAD = Tag("join", 0, "head")
 TAIL = Tag("join", 0, "tail")
 PLAIN = Float32()
 GIVEN_UP = "given up"
+
+
+class _Place(BaseModel):
+    """Where a host stands: local steps done, and rounds begun by channel."""
+
+    step: NonNegativeInt
+    rounds: dict[str, NonNegativeInt]
+
+
+class _Head(_Place):
+    """What a state is, before its tensors come: their names and lengths, and a digest of them all."""
+
+    tensors: list[tuple[str, NonNegativeInt]]
+    digest: str
+
+
+M = TypeVar("M", bound=BaseModel)
 
 
 async def enter(peer: Peer, host: int, follow: bool) -> None:
@@ -103,18 +120,18 @@ class Host:
 
     async def _give(self, guest: int, state: Snapshot) -> None:
         tensors = state.tensors
-        head = {
-            "step": state.step,
-            "rounds": state.rounds,
-            "tensors": [[name, values.numel()] for name, values in tensors.items()],
-            "digest": f"{digest(list(tensors.values())):08x}",
-        }
+        head = _Head(
+            step=state.step,
+            rounds=dict(state.rounds),
+            tensors=[(name, values.numel()) for name, values in tensors.items()],
+            digest=f"{digest(list(tensors.values())):08x}",
+        )
         try:
-            await self._peer.send(guest, HEAD, signal(json.dumps(head)))
+            await self._peer.send(guest, HEAD, signal(head.model_dump_json()))
             for name, values in tensors.items():
                 await self._peer.send(guest, _part(name), PLAIN.encode(values))
-            tail = {"step": self._peer.step, "rounds": self._peer.rounds}
-            await self._peer.send(guest, TAIL, signal(json.dumps(tail)))
+            tail = _Place(step=self._peer.step, rounds=dict(self._peer.rounds))
+            await self._peer.send(guest, TAIL, signal(tail.model_dump_json()))
         except PeerGone:
             self._guests.pop(guest, None)
 
@@ -147,16 +164,16 @@ class Guide:
     async def take_state(self) -> None:
         """Have `peer` be what the host was at rest."""
         self._peer.send(self._host, ASK, signal(""))
-        head = await self._fields(HEAD)
-        tensors = {name: await self._vector(_part(name), count) for name, count in head["tensors"]}
-        if f"{digest(list(tensors.values())):08x}" != head["digest"]:
+        head = await self._told(HEAD, _Head)
+        tensors = {name: await self._vector(_part(name), count) for name, count in head.tensors}
+        if f"{digest(list(tensors.values())):08x}" != head.digest:
             raise PeerGone(f"its host, worker {self._host}, gave another state than it says")
-        self._peer.restore(Snapshot(head["step"], head["rounds"], tensors))
+        self._peer.restore(Snapshot(head.step, head.rounds, tensors))
 
     async def catch_up(self) -> None:
         """Have `peer` stand where the host stood when the last of its state had come."""
-        tail = await self._fields(TAIL)
-        self._peer.stand_at(tail["step"], tail["rounds"])
+        tail = await self._told(TAIL, _Place)
+        self._peer.stand_at(tail.step, tail.rounds)
 
     async def outcome(self, channel: str, number: int, like: Sequence[Tensor]) -> list[Tensor] | None:
         """Return what a round has come to, in pieces as long as `like`; None if it was skipped."""
@@ -179,13 +196,12 @@ class Guide:
         except FrameError as error:
             raise self._refused(error) from None
 
-    async def _fields(self, tag: Tag) -> dict[str, Any]:
+    async def _told(self, tag: Tag, cls: type[M]) -> M:
         text = await self._text(tag)
         try:
-            fields: dict[str, Any] = json.loads(text)
-        except ValueError:
-            raise self._refused(FrameError("codec", f"{tag} is not JSON")) from None
-        return fields
+            return cls.model_validate_json(text)
+        except ValidationError:
+            raise self._refused(FrameError("codec", f"{tag} is not what it should be")) from None
 
     async def _text(self, tag: Tag) -> str:
         packet = await self._packet(tag)

@@ -234,6 +234,10 @@ class Job:
         """The life is over: tell the others."""
         if not self._has_joined(life):
             self._bad_starts[life.worker] += 1
+            if self._bad_starts[life.worker] == STARTS:
+                log.warning(
+                    "worker %d has died %d times before it joined: it is not started again", life.worker, STARTS
+                )
         del self._lives[life.worker]
         ray.kill(life.actor)
         self._ask("remove", life.worker, life.number, reason)
@@ -269,8 +273,9 @@ class Job:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             ).remote(self._run.to_table(), self._secret, self._owner, self._ledger, self._resumed)
             started = self._coordinator.start.remote(port)
+            wait_s = self._run.real.start_timeout_s  # a task may take long to make, and a long ledger to replay
             if not _is_unschedulable(started) or time.monotonic() > until:
-                self._address, self._node = _answer(started, ANSWER_S, "the coordinator could not be started")
+                self._address, self._node = _answer(started, wait_s, "the coordinator could not be started")
                 return
             time.sleep(POLL_S)  # Ray asks any node where actors may go, and one that has just come knows few others
 

@@ -22,8 +22,6 @@ WORKERS = 5
 STEP_S = 0.005
 PERIOD = 4
 QUICK_STEPS, LONG_STEPS = 300, 4000
-WITHIN = 0.02
-"""How far the final loss may be from that of a quiet run, relatively."""
 WITNESSED = "tests.chaos.witness:Witnessed"
 TOPK = {
     "name": WITNESSED + "DiLoCo",
@@ -60,16 +58,17 @@ def run_of(rule: dict[str, Any], steps: int, folder: Path, step_s: float = STEP_
 
 
 def weathered(rule: dict[str, Any], steps: int, folder: Path, seed: int) -> Storm:
-    """Return the storm when it is over; require that every sample is accounted for, and the loss as it should be."""
+    """Return the storm when it is over; require that every sample is accounted for, and a model that has learned."""
     run = run_of(rule, steps, folder)
     storm = Storm(run, folder, seed)
     asyncio.run(storm.pass_over())
     verify(storm.records)
     (folder / "quiet").mkdir()
-    quiet = simulate(run_of(rule, steps, folder / "quiet", step_s=0.0)).after["loss"]
+    quiet = simulate(run_of(rule, steps, folder / "quiet", step_s=0.0))
     for file in folder.glob("*.params"):
         params = torch.from_numpy(np.fromfile(file, dtype=np.float32))
-        assert held_out(run.make_task(), run.seed, params)["loss"] == pytest.approx(quiet, rel=WITHIN)
+        learned = quiet.before["loss"] - held_out(run.make_task(), run.seed, params)["loss"]
+        assert learned > 0.9 * (quiet.before["loss"] - quiet.after["loss"])  # newcomers train on less
     return storm
 
 

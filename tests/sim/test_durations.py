@@ -180,7 +180,7 @@ def test_what_fits_is_simulated() -> None:
 
 
 def test_churn_takes_workers_when_its_model_says() -> None:
-    churn = Preemption(rate_per_hour=720, group_mean=2, notice_s=0.5)  # one in five seconds, each; none comes back
+    churn = Preemption(rate_per_hour=720, group_mean=2, notice_s=0)  # one in five seconds, each; none comes back
     run = make_run(steps=200, fleet={"workers": [{"count": 8}], "step_time_s": STEP_S}, seed=3)
     run = run.model_copy(update={"fleet": run.fleet.model_copy(update={"churn": churn})})
     left = {record.worker: record.time_s for record in simulate(run, timing_only=True).left()}

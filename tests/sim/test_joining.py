@@ -31,8 +31,11 @@ from decentral.protocols import (
     SyncRule,
 )
 from decentral.protocols.codecs import EF21, ErrorFeedback, PowerSGD, TopK
+from decentral.protocols.joining import HEAD, Host
 from decentral.report.summary import summarize, summary_table
 from decentral.sim.simulate import simulate
+from decentral.snapshot import Snapshot
+from decentral.wire import signal
 
 EQUAL: dict[str, SyncRule] = {
     "ddp": DDP(),
@@ -308,3 +311,18 @@ def test_rules_and_codecs_that_cannot_take_newcomers_are_refused(rule: SyncRule,
 def test_a_fleet_of_late_starters_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="somebody must begin the run"):
         run_of(DiLoCo(), workers=(WorkerGroup(count=2, start_s=1.0),)).check()
+
+
+@pytest.mark.parametrize(
+    "head", ["no JSON", "[]", '{"step": 3}', '{"step": -1, "rounds": {}, "tensors": [], "digest": ""}']
+)
+def test_a_host_that_talks_nonsense_costs_the_newcomer_and_nobody_else(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def give(host: Host, guest: int, state: Snapshot) -> None:
+        host._peer.send(guest, HEAD, signal(head))
+
+    monkeypatch.setattr(Host, "_give", give)
+    outcome = simulate(run_of(DiLoCo(period=3), Event(at_s=0.5, worker=1), join(1.0, 1)))
+    assert sorted(outcome.params) == [0, 2, 3]
+    assert any("gave a state that cannot be read" in left.reason for left in outcome.left() if left.worker == 1)

@@ -182,6 +182,7 @@ async def all_refused(house: House, keys: Keys, strangers: dict[str, tuple[Any, 
         "lives": [],
         "members": [],
         "gone": [],
+        "news": [],
     }
     for door in house.doors:
         async with rpc.dial(door.address, keys) as channel:
@@ -233,8 +234,8 @@ def test_a_member_shows_its_secret_to_no_impostor(monkeypatch: pytest.MonkeyPatc
         house, keys = House(monkeypatch), Keys(SECRET, held.member)
         async with house.open(Keys(SECRET, getattr(held, which, None))) as (coordinator, worker):
             client = CoordinatorClient(coordinator, 0, keys)
-            with pytest.raises(RunError, match="did not answer 'report'") as refused:
-                await client.report(0, [])
+            with pytest.raises(RunError, match="did not answer 'leave'") as refused:
+                await client.leave(0, [], True, 1.0)
             await client.close()
             sender = Transport(Nobody(), keys=keys, max_packet_bytes=1 << 20, patience_s=20.0)
             sender.admit({1: Contact(0, worker)})
