@@ -241,7 +241,7 @@ class JournalWriter:
         self.write(before)
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._flushed = 0.0
+        self._flushed = 0.0  # so that the first new record is there at once
         fresh.replace(path)
 
     def write(self, records: Iterable[Record]) -> None:

@@ -22,7 +22,7 @@ import ray.util
 
 from decentral.config import Run, validated
 from decentral.errors import RunError, TaskError
-from decentral.journal import Joined, Record, Synced, Trained
+from decentral.journal import Joined, Left, Metered, Record, Synced, Trained
 from decentral.workers import cluster
 from decentral.workers.job import NAMESPACE
 from decentral.workers.launch import train
@@ -77,7 +77,9 @@ def test_a_task_error_ends_the_run_in_its_own_words() -> None:
         train(run_of("raises", at=7), on_record=records.append)
     assert str(caught.value).startswith("worker 1: the task raised at local step 7: ValueError: no such batch")
     assert type(caught.value) is TaskError
-    assert [type(record) for record in records if record.worker == 1][:3] == [Joined, Trained, Synced]
+    mine = [type(record) for record in records if record.worker == 1]
+    done = [kind for kind in mine if kind not in (Metered, Left)]  # it may be metered; a neighbour may miss it first
+    assert done == [Joined, Trained, Synced]
 
 
 @pytest.mark.usefixtures("clean")
