@@ -17,6 +17,7 @@ from decentral.fleet import Fleet
 from decentral.inner import INNER, AdamW, Inner
 from decentral.naming import class_named, part_named
 from decentral.part import Section
+from decentral.pipeline.settings import Pipeline
 from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
 from decentral.protocols.protection import ParityGroups
 from decentral.protocols.rounds import AllReduceRule
@@ -112,10 +113,22 @@ class Run(Section):
     """Where a real run keeps its state, to go on from there when everything is lost."""
     parity: ParityGroups = ParityGroups()
     """Who keeps in memory what is a worker's own, to give it back to whoever is lost and comes again."""
+    pipeline: Pipeline = Pipeline()
+    """How a replica is cut into stages, if it is."""
     sim: Sim = Sim()
     """How simulations are computed."""
     compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """For `decentral compare`: a table of fields for each rule that needs its own."""
+
+    @property
+    def replicas(self) -> int:
+        """How many models are trained: a worker each, or a row of workers each, if models are cut into stages."""
+        return self.fleet.size // self.pipeline.stages
+
+    @property
+    def takes_newcomers(self) -> bool:
+        """Whether a worker may come into the run when it has begun."""
+        return self.pipeline.stages == 1 and self.rule.takes_newcomers
 
     def make_task(self) -> Task:
         """Return the task the run file describes; raises `ConfigError` or `TaskError`."""
@@ -131,7 +144,8 @@ class Run(Section):
     def check(self) -> None:
         """Raise `ConfigError` for a combination of parts that cannot work."""
         self.fleet.check()
-        self.rule.check(self.fleet.size)
+        self.pipeline.check(self.fleet.size, self.batch_size)
+        self.rule.check(self.replicas)
         self.inner.check(self.steps)
         if self.fleet.brings_newcomers:
             self.rule.check_newcomers()
@@ -143,10 +157,25 @@ class Run(Section):
                     f"parity.workers: groups of {self.parity.workers}, but the fleet has {self.fleet.size} workers"
                 )
             self.rule.check_parity()
+        if self.pipeline.stages > 1:
+            self._check_stages()
         if self.leases:
             self.rule.check_leases(bounded=self.epochs is not None)
         elif self.epochs is not None:
             raise ConfigError("epochs: workers count them together, which needs leases = true")
+
+    def _check_stages(self) -> None:
+        self.rule.check_stages()
+        for able, field in (
+            (not self.fleet.brings_newcomers, "fleet"),
+            (not self.leases, "leases"),
+            (self.parity.workers is None, "parity.workers"),
+            (not self.checkpoint.url, "checkpoint.url"),
+            (not self.real.offload, "real.offload"),
+            (not self.fleet.layerwise, "fleet.layerwise"),
+        ):
+            if not able:
+                raise ConfigError(f"{field}: not for a model that is cut into stages; leave it out, or pipeline.stages")
 
     def leased_samples(self, task: Task) -> int | None:
         """Return how many samples the run may lease in all; None: without end. Raises `ConfigError`.

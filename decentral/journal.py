@@ -38,17 +38,19 @@ class Record:
 
 @dataclass(slots=True, kw_only=True)
 class Joined(Record):
-    """The worker entered the run, `parameters` trainable elements in hand."""
+    """The worker entered the run, `parameters` trainable elements in hand: a model's, or a stage's of one."""
 
     kind: ClassVar[str] = "joined"
     parameters: int
+    stage: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class Trained(Record):
     """The worker finished local steps up to `step` on `samples` (none of them if these were missed).
 
-    `loss` is their mean (None: not computed).
+    `loss` is their mean (None: not computed). Of a model cut into stages the first one counts the samples, and the last
+    one knows the loss.
     """
 
     kind: ClassVar[str] = "trained"

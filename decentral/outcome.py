@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from torch import Tensor
 
 from decentral.accounts import Accounts
 from decentral.coverage import Coverage, coverage
+from decentral.grid import Grid
 from decentral.journal import Evaluated, Joined, Left, Record, Synced, Trained
 from decentral.traffic import Traffic
 from decentral.verify import verified, verify
@@ -49,7 +51,8 @@ class Outcome:
     `records` can be gone through again and again; a run of times alone may make them anew each time.
 
     `params[worker]` is `[P]` float32 and there for every worker that finished. `merged` is what the run is for: the
-    mean of the finished replicas (the replica itself when all are equal). Empty in timing-only mode.
+    mean of the finished replicas (the replica itself when all are equal). Empty in timing-only mode. Where workers hold
+    stages, `assemble` makes the whole model's parameters of every stage's.
     """
 
     records: Iterable[Record]
@@ -62,6 +65,8 @@ class Outcome:
     """What the network carried; simulated runs alone."""
     accounts: Accounts | None = None
     """Time, samples, bytes, dollars and energy; simulated runs alone."""
+    grid: Grid = field(default_factory=Grid)
+    assemble: Callable[[Sequence[Tensor]], Tensor] = itemgetter(0)
     _totals: Totals | None = None
 
     def verify(self) -> None:
@@ -83,7 +88,10 @@ class Outcome:
 
     def merged(self) -> Tensor:
         """Return the mean of the finished workers' parameters, `[P]`; bit-equal to each if all are bit-equal."""
-        first, *others = [self.params[worker] for worker in sorted(self.params)]
+        return self.assemble([self._mean_of(stage) for stage in range(self.grid.stages)])
+
+    def _mean_of(self, stage: int) -> Tensor:
+        first, *others = [self.params[worker] for worker in sorted(self.params) if self.grid.stage(worker) == stage]
         if all(other.equal(first) for other in others):
             return first
         total = first.clone()

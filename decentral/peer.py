@@ -12,6 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -104,6 +105,25 @@ class Guard(Protocol):
         """The newcomer has its host's state, and has not begun the rule."""
 
 
+class Row(Protocol):
+    """The stages of a replica, one of which is the worker's."""
+
+    stage: int
+    """Which one, counted from 0."""
+
+    async def train(self, step: int, steps: int) -> float | None:
+        """Do so many local steps from `step` on, together; return their mean loss where it is known."""
+
+    async def gradient(self, step: int) -> float | None:
+        """Fill `grads` with our part of that step's gradient; return its loss where it is known."""
+
+    async def update(self, step: int) -> None:
+        """One step of the inner optimiser, together."""
+
+    async def evaluate(self) -> dict[str, float] | None:
+        """Return the held-out metrics of all stages together at one of them, None at the others."""
+
+
 class Guide(Protocol):
     """Who tells a newcomer what it has missed."""
 
@@ -165,8 +185,13 @@ class Peer:
         lease: Lessor | None = None,
         bounded: bool = False,
         loading_s: Callable[[], float] | None = None,
+        column: tuple[int, ...] = (),
+        room_bytes: int = 0,
     ) -> None:
         """Make a worker's view. Workers that are told of changes together share a `crowd`; alone, call `changed`.
+
+        `column` are those of the run who hold what this worker holds of the model; empty: all do. Of one worker packets
+        of `room_bytes` may wait here besides some of the size of a model.
 
         `loading_s` says how long getting batches has taken, for accounts in the journal (None: there are none). `lease`
         asks for samples of the stream that all share, which ends if it is `bounded`; None: each has its own.
@@ -175,7 +200,7 @@ class Peer:
         self._replica = replica
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time() if began_s is None else began_s
-        self._mail = Mailbox(self._loop, UNCLAIMED_MODELS * 4 * replica.layout.size + UNCLAIMED_BYTES)
+        self._mail = Mailbox(self._loop, UNCLAIMED_MODELS * 4 * replica.layout.size + UNCLAIMED_BYTES + room_bytes)
         self._refused: Counter[tuple[int, Refusal]] = Counter()
         self._rounds: dict[str, int] = {}
         self._settled: dict[str, int] = {}
@@ -193,8 +218,9 @@ class Peer:
         self.seed = seed
         self._crowd = crowd or Crowd(members)
         self._everybody = members
-        self._members = members.party()
-        self.cohort = cohort or members
+        self._column = column
+        self._members = members.party("", column)
+        self.cohort = (cohort or members).party("", column)
         self.step = 0
         self.samples = 0
         self.patience_s = patience_s
@@ -211,6 +237,7 @@ class Peer:
         self.keepers: list[Keeper] = []
         self.guard: Guard | None = None
         self.guide: Guide | None = None
+        self.row: Row | None = None
         self._stock = None if lease is None else Stock(self, replica, lease, bounded=bounded)
         self._leaves = False
 
@@ -323,7 +350,10 @@ class Peer:
         if supplied:
             began = self.now()
             self._replica.expect_train(self.step, supplied)
-            loss = await self._work("compute", supplied, lambda: self._replica.train(self.step, supplied))
+            if self.row is None:
+                loss = await self.work("compute", supplied, lambda: self._replica.train(self.step, supplied))
+            else:
+                loss = await self.row.train(self.step, supplied)
             self._trained(supplied, began, loss)
         self.miss(steps - supplied)
         await self._look_ahead()
@@ -391,6 +421,11 @@ class Peer:
             for index in range(len(fragments)):
                 yield index
             return
+        if self.row is not None:
+            self.backward_done(await self.row.gradient(self.step))
+            for index in range(len(fragments)):
+                yield index
+            return
         self.meter.begin_work("compute")
         try:
             async for index in self._world.backward(self, fragments, batch or BatchId(self.id, self.step)):
@@ -400,7 +435,10 @@ class Peer:
 
     async def apply_update(self) -> None:
         """One step of the inner optimiser on `grads`."""
-        await self._work("compute", 0.0, lambda: self._replica.update(self.step))
+        if self.row is None:
+            await self.work("compute", 0.0, lambda: self._replica.update(self.step))
+        else:
+            await self.row.update(self.step)
         self._trained(1, self.now(), self._backward_loss, missed=self._backward_missed)
         await self._look_ahead()
 
@@ -417,15 +455,23 @@ class Peer:
             if self._backward_missed:
                 return 0.0
             self._stock.computed()
-        return await self._work("compute", 1 / 3, lambda: self._replica.loss(self.step))
+        return await self.work("compute", 1 / 3, lambda: self._replica.loss(self.step))
 
     async def evaluate(self, mean_of: Members | None = None) -> dict[str, float]:
         """Return the task's held-out metrics at the current parameters, and journal them.
 
+        Of a model cut into stages the first one gets and journals them; the others return nothing.
+
         `mean_of` says whose mean the parameters are, if they are one group's of several or nobody is to adopt them: the
         journal then keeps the metrics apart from those of the run.
         """
-        metrics = await self._work("evaluate", 0.0, self._replica.evaluate)
+        if self.row is None:
+            metrics = await self.work("evaluate", 0.0, self._replica.evaluate)
+        else:
+            told = await self.row.evaluate()
+            if told is None:
+                return {}
+            metrics = told
         now, worker, step = self.now(), self.id, self.step
         if mean_of is None:
             self.record(Evaluated(time_s=now, worker=worker, step=step, metrics=metrics))
@@ -448,7 +494,7 @@ class Peer:
     async def estimate_statistics(self, batches: int) -> None:
         """Replace `statistics` by what they are at the current parameters over so many of the batches seen last."""
         steps = batches / 3  # forward passes alone
-        await self._work("compute", steps, lambda: self._replica.estimate_statistics(self.step, batches))
+        await self.work("compute", steps, lambda: self._replica.estimate_statistics(self.step, batches))
 
     # -- talk ----------------------------------------------------------------------------------------------------
 
@@ -530,6 +576,8 @@ class Peer:
 
     async def vote(self, ballot: Ballot) -> Decision:
         """Hand in this worker's vote on an attempt at a round; return what all live members are told."""
+        if self._column and not ballot.group:
+            ballot = replace(ballot, group=self._column)
         decision = await self._world.vote(self, ballot)
         self.changed(decision.now)
         return decision
@@ -571,7 +619,7 @@ class Peer:
 
     def party(self, channel: str, group: tuple[int, ...] = ()) -> Members:
         """Return who takes part in the next round of a channel (of `group` alone, if given), as known now."""
-        return self.everybody.party(channel, group)
+        return self.everybody.party(channel, group or self._column)
 
     def next_round(self, channel: str, *, voted: bool = False) -> int:
         """Begin the next round of a channel and return its number, 1 at first. All members count alike.
@@ -645,7 +693,14 @@ class Peer:
 
     async def run(self, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         """Drive the worker through the rule, from its first record to its last."""
-        self.record(Joined(time_s=self.now(), worker=self.id, parameters=self.layout.size))
+        self.record(
+            Joined(
+                time_s=self.now(),
+                worker=self.id,
+                parameters=self.layout.size,
+                stage=0 if self.row is None else self.row.stage,
+            )
+        )
         try:
             await rule(self)
             for task in [task for task in self._tasks if task.done()]:
@@ -808,7 +863,7 @@ class Peer:
         if members.epoch > self._everybody.epoch:
             gone = members.departed[len(self._everybody.departed) :]
             self._everybody = members
-            self._members = members.party()
+            self._members = members.party("", self._column)
             if gone and self._mail.waiting:
                 self._mail.fail(gone)
 
@@ -877,7 +932,8 @@ class Peer:
         if self._stock is not None and self.steps_left:
             await self._stock.look(self.step)
 
-    async def _work(self, kind: str, steps: float, work: Callable[[], T]) -> T:
+    async def work(self, kind: str, steps: float, work: Callable[[], T]) -> T:
+        """Return what `work` returns, which is worth so many local steps of "compute", or of what `kind` says."""
         self.meter.begin_work(kind)
         try:
             return await self._world.compute(self, steps, work)
@@ -905,7 +961,7 @@ class Peer:
                 worker=self.id,
                 step=self.step,
                 steps=steps,
-                samples=samples,
+                samples=samples if self.row is None or self.row.stage == 0 else 0,  # each sample once
                 seconds=0.0 if missed else now - began,
                 loss=loss,
             )

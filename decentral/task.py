@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from decentral.errors import TaskError
 from decentral.part import Part
 
 Batch = Any
@@ -51,6 +53,19 @@ class Task(Part):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss over the batch: a scalar that `backward()` can be called on."""
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the parts that the model's call runs one after the other, each on the one tensor that the last made.
+
+        A pipeline cuts the model between them. Raises `TaskError` if the model is no such sequence; an `nn.Sequential`
+        is one, other models say so by overriding this.
+        """
+        if isinstance(model, nn.Sequential):
+            return list(model)
+        raise TaskError(
+            f"task.model() is a {type(model).__name__}, and a pipeline cuts a sequence of blocks: return an "
+            "nn.Sequential, or override task.blocks"
+        )
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:

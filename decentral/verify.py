@@ -59,6 +59,7 @@ class _Worker:
     last_at: float = -math.inf
     worked_until: float = 0.0
     step: int = 0
+    stage: int = 0
     stays: int = 0
     trained_since_joined: bool = False
     rounds: dict[str, int] = field(default_factory=dict)  # the last of each channel
@@ -107,6 +108,7 @@ class _Check:
             _fail(record, f"the worker joined at {worker.joined_at} s and has not left since")
         worker.present = True
         worker.stays += 1
+        worker.stage = record.stage
         worker.joined_at = worker.worked_until = record.time_s
         worker.trained_since_joined = False
         worker.rounds.clear()
@@ -117,12 +119,14 @@ class _Check:
         newcomer = not worker.trained_since_joined and (worker.stays > 1 or worker.joined_at > 0)
         if record.steps < 1 or (first != worker.step and not newcomer):
             _fail(record, f"steps {first + 1} to {record.step} do not follow step {worker.step}")
-        if record.samples or record.seconds:  # steps that were missed have neither
+        if worker.stage == 0 and (record.samples or record.seconds):  # steps that were missed have neither
             if self._batch is None:
                 self._batch = record.samples / record.steps
             if record.samples != self._batch * record.steps:
                 each = f"{self._batch:g} a step"
                 _fail(record, f"{record.samples} samples in {record.steps} steps, where others have {each}")
+        elif record.samples:
+            _fail(record, f"{record.samples} samples at stage {worker.stage}, and the first stage counts them")
         began = record.time_s - record.seconds
         slack = ROUNDING * max(1.0, record.time_s)
         if not (record.seconds >= 0 and began >= worker.worked_until - slack):

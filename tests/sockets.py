@@ -56,6 +56,8 @@ async def _train(run: Run, lives: int) -> Outcome:
         await server.stop()
     records = [record_from(fields) for fields in coordinator.poll(0)["records"]]
     outcome = Outcome(records, max(record.time_s for record in records if isinstance(record, Left)))
+    outcome.grid = run.pipeline.grid
+    outcome.assemble = run.pipeline.assemble(run.make_task(), run.seed, run.batch_size)
     for worker, peer in enumerate(ended):
         if peer is not None:
             outcome.params[worker], outcome.slots[worker] = peer.params, peer.slots

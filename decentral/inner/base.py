@@ -86,11 +86,16 @@ class Inner(Part):
                 f"at most {math.floor(end)} do"
             )
 
-    def step(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int) -> None:
-        """Clip the gradient that lies in the flat tensor's `.grad`, set the step's learning rate, and update."""
+    def step(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int, norm: float | None = None) -> None:
+        """Clip the gradient that lies in the flat tensor's `.grad`, set the step's learning rate, and update.
+
+        `norm` is that of the whole gradient, if this is a part of it.
+        """
         group = optimizer.param_groups[0]
-        if self.clip_norm is not None:
+        if self.clip_norm is not None and norm is None:
             torch.nn.utils.clip_grad_norm_(group["params"], self.clip_norm)
+        elif self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(group["params"], self.clip_norm, torch.tensor(norm))
         group["lr"] = self.lr_at(step, total_steps)
         optimizer.step()
 

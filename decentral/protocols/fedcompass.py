@@ -38,6 +38,7 @@ class FedCompass(LocalStepsRule):
     """
 
     name = "fedcompass"
+    needs_whole_model = "each worker has as many local steps as fit its own speed"
     newcomers = "at once"
     period: FixedPeriod = 100
     """Most local steps before a push (Qmax)."""

@@ -28,6 +28,7 @@ class FedKSeed(AllReduceRule):
     """
 
     name = "fedkseed"
+    needs_whole_model = "a worker looks at losses of the whole model"
     newcomers = "none"
     rests = False
     period: Period = Every(period=200)

@@ -41,6 +41,7 @@ class PBT(AllReduceRule):
 
     name = "pbt"
     unaccountable = "a group that copies another one's model drops its own"
+    needs_whole_model = "groups are scored by their whole models"
     newcomers = "none"
     period: EqualPeriod = Every(period=50)
     """Local steps between rounds inside a group (H)."""

@@ -35,6 +35,9 @@ class SyncRule(Part):
     """Whether all workers stand, now and then, between the same two rounds with nothing on its way: a checkpoint takes
     them there, and the rule goes on from it to the same bits."""
 
+    needs_whole_model: ClassVar[str] = ""
+    """Why each worker must have the whole model; empty: it may have a stage, and talk with those who have that too."""
+
     common_steps: ClassVar[bool] = False
     """Whether the inner optimiser takes the same steps on all workers, so that its state is everybody's."""
 
@@ -99,6 +102,20 @@ class SyncRule(Part):
             raise ConfigError(
                 f"parity.workers: under rule '{self.spelling()}' {reason}; leave it out, or take another rule, such as "
                 "'diloco', 'local_sgd', 'noloco' or 'gossip'"
+            )
+
+    def check_stages(self) -> None:
+        """Refuse, with `ConfigError`, models that are cut into stages, if a worker needs the whole one for the rule."""
+        if self.needs_whole_model:
+            raise ConfigError(
+                f"pipeline.stages: under rule '{self.spelling()}' {self.needs_whole_model}; take whole models "
+                "(stages = 1), or another rule, such as 'diloco', 'noloco' or 'ddp'"
+            )
+        period = getattr(self, "period", None)
+        if isinstance(period, Schedule) and not period.equal:
+            raise ConfigError(
+                f"pipeline.stages: the stages of a replica take the same steps, and '{period.spelling()}' fits steps "
+                "to each worker's speed; take a period of equal phases"
             )
 
     def exchanges(self) -> Exchanges | None:

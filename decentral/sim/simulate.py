@@ -15,6 +15,7 @@ from decentral.journal import Left, Record
 from decentral.leases import LeaseBook
 from decentral.outcome import Outcome
 from decentral.peer import Peer
+from decentral.pipeline import Line, PhantomStage, TorchStage
 from decentral.protocols.protection import Guard
 from decentral.replica import Replica, held_out
 from decentral.sim.clock import VirtualLoop
@@ -59,11 +60,13 @@ def simulate(
     with _threads(run.real.threads), _rare_collections(), ExitStack() as stack:
         before = {} if timing_only else held_out(task, run.seed)  # first: this is where missing data shows
         replicas = phantoms(run, task) if timing_only else stack.enter_context(computed(run, task))
-        layout = replicas[0].layout
-        run.rule.check_layout(layout)
-        fleet = fleet_of(run, task, layout.size)
+        row = replicas[: run.pipeline.stages]
+        for replica in row:
+            run.rule.check_layout(replica.layout)
+        parameters = sum(replica.layout.size for replica in row)
+        fleet = fleet_of(run, task, parameters)
         if timing_only and until is None and watch == UNWATCHED:
-            times = timed(run, fleet, layout.size)
+            times = timed(run, fleet, parameters)
             if times is not None:
                 return _told(run, times, on_record)
         loop = VirtualLoop()
@@ -74,7 +77,7 @@ def simulate(
         try:
             loop.run_until_complete(_run(world, run, replicas, peers, evaluates=not timing_only, spans=watch.spans))
             traffic = world.traffic()
-            outcome = Outcome(records, loop.time(), traffic=traffic)
+            outcome = Outcome(records, loop.time(), traffic=traffic, grid=run.pipeline.grid)
         finally:
             loop.close()
         check_memory(run, peers)  # codecs make theirs in the first round
@@ -85,6 +88,7 @@ def simulate(
             outcome.params = {peer.id: peer.params for peer in peers if peer.id in finished}
             outcome.slots = {peer.id: peer.slots for peer in peers if peer.id in finished}
             outcome.before = before
+            outcome.assemble = run.pipeline.assemble(task, run.seed, run.batch_size)
             outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
 
@@ -107,10 +111,12 @@ async def _run(
     world: SimWorld, run: Run, replicas: list[Replica], peers: list[Peer], evaluates: bool, spans: bool
 ) -> None:
     def make(worker: int) -> Peer:
-        replicas[worker].abandon()
+        replica = replicas[worker]
+        replica.abandon()
+        stage = replica if isinstance(replica, (TorchStage, PhantomStage)) else None
         peer = Peer(
             world,
-            replicas[worker],
+            replica,
             world.members,
             worker=worker,
             seed=run.seed,
@@ -125,7 +131,11 @@ async def _run(
             began_s=0.0,
             lease=world.lease if run.leases else None,
             bounded=run.epochs is not None,
+            column=run.pipeline.grid.column(worker, run.fleet.size),
+            room_bytes=stage.room_bytes if stage else 0,
         )
+        if stage is not None:
+            peer.row = Line(peer, stage, run.pipeline)
         if run.parity.workers is not None and evaluates:  # nobody has a state where there are no tensors
             Guard(peer, run.parity, run.fleet.places())
         peers.append(peer)

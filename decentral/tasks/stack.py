@@ -39,6 +39,11 @@ class LayerStack(Task):
         """Return the stack; its call maps [size, width] to [size, width]."""
         return _Stack(self.layers, self.width)
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Return the gain and the layers."""
+        assert isinstance(model, _Stack)
+        return [model.gain, *model.layers]
+
     def batch(self, worker: int, start: int, size: int) -> Tensor:
         """Return x, [size, width] float32, standard normal."""
         draws = streams.normals("layer_stack", worker, start * self.width, size * self.width)
@@ -58,15 +63,26 @@ class LayerStack(Task):
 class _Stack(nn.Module):
     def __init__(self, layers: int, width: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(1))
+        self.gain = _Gain()
         self.layers = nn.ModuleList(_Layer(width, 1 / layers) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """[size, width] -> [size, width]."""
-        hidden = self.gain * x
+        hidden: Tensor = self.gain(x)
         for layer in self.layers:
             hidden = layer(hidden)
         return hidden
+
+
+class _Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[size, width] -> [size, width]."""
+        out: Tensor = self.weight * x
+        return out
 
 
 class _Layer(nn.Module):

@@ -79,6 +79,11 @@ class ByteGPT(Task):
         """Return a new model: [B, T] bytes as int64, T <= context -> [B, T, 256] logits."""
         return _GPT(self.width, self.depth, self.heads, self.context)
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Return the embedding, the transformer blocks and the head."""
+        assert isinstance(model, _GPT)
+        return model.sequence
+
     def batch(self, worker: int, start: int, size: int) -> Tensor:
         """Return [size, context + 1] uint8; raises `TaskError` if the corpus cannot be used."""
         text = self._corpus().train
@@ -181,32 +186,44 @@ def _name(where: Path | None) -> str:
 class _GPT(nn.Module):
     """[B, T] int64 -> [B, T, 256] logits."""
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, width: int, depth: int, heads: int, context: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
-        self.head = nn.Linear(width, VOCABULARY, bias=False)
-        cos, sin = _rotations(context, width // heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.embedding = _Embedding(VOCABULARY, width)
+        self.blocks = nn.ModuleList(_Block(width, heads, context) for _ in range(depth))
+        self.head = _Head(width, VOCABULARY, bias=False)
+
+    @property
+    def sequence(self) -> list[nn.Module]:
+        return [self.embedding, *self.blocks, self.head]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
-        cos, sin = self.cos[:length], self.sin[:length]
-        x = _norm(self.embedding(tokens))
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        logits: Tensor = self.head(_norm(x))
-        return logits
+        x = tokens
+        for block in self.sequence:
+            x = block(x)
+        return x
+
+
+class _Embedding(nn.Embedding):
+    """[B, T] int64 -> [B, T, width], normed."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _norm(super().forward(tokens))
+
+
+class _Head(nn.Linear):
+    """[B, T, width] -> [B, T, 256] logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_norm(x))
 
 
 class _Block(nn.Module):
     """Attention, then a ReLU MLP, each on a normed copy of the residual stream [B, T, width]."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -217,15 +234,19 @@ class _Block(nn.Module):
         # first hundred steps (4.4 bits per byte instead of 3.4).
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(self.down.weight)
+        cos, sin = _rotations(context, width // heads)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self._attend(_norm(x), cos, sin)
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._attend(_norm(x))
         # On one core ReLU is faster than GELU or squared ReLU, and at this size it learns no slower.
         out: Tensor = x + self.down(F.relu(self.up(_norm(x))))
         return out
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
+        cos, sin = self.cos[:length], self.sin[:length]
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, T, D]
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -38,13 +38,14 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entrant:
-    """A worker that wants to join: in which life, where it listens, and the weights it starts from."""
+    """A worker that wants to join: in which life, where it listens, and the weights it starts from, of which stage."""
 
     worker: int
     life: int
     address: str
     digest: int
     parameters: int
+    stage: int = 0
 
 
 class Seat(NamedTuple):
@@ -166,7 +167,8 @@ class Coordinator:
             if seat is not None and entrant.life == seat.entrant.life and not self._is_out(worker):
                 raise Refused(f"worker {worker} has joined already")
             for other in self._seats.values():
-                _require_equal(other.entrant, entrant)
+                if other.entrant.stage == entrant.stage:
+                    _require_equal(other.entrant, entrant)
             self._take_in(entrant, 0 if seat is None else seat.incarnation + 1)
         await self._begun.wait()
         seat = self._seats.get(worker)

@@ -168,7 +168,7 @@ class Job:
     @property
     def _replaces(self) -> bool:
         """Whether a worker that is gone gets another life: not when the run is about to end."""
-        return self._run.rule.takes_newcomers and not self._finished
+        return self._run.takes_newcomers and not self._finished
 
     def _place(self, worker: int) -> None:
         number = self._lived[worker]

@@ -39,6 +39,7 @@ def train(
     secret = _secret()
     task = run.make_task()
     before = held_out(task, run.seed)  # first: this is where missing data shows
+    assemble = run.pipeline.assemble(task, run.seed, run.batch_size)  # or the model cannot be cut
     with heeding_interrupts() as heed, metrics_served(run.real, on_record) as see, on_cluster(run, address):
         job = Job(run, secret, see, heed, resumed)
         try:
@@ -48,6 +49,7 @@ def train(
         finally:
             job.end()
     outcome = Outcome(job.records, _seconds(job.records), job.params, job.slots, before)
+    outcome.grid, outcome.assemble = run.pipeline.grid, assemble
     outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
 

@@ -15,6 +15,7 @@ from decentral.config import Run, validated
 from decentral.members import Members
 from decentral.offload import OffloadedReplica
 from decentral.peer import PREEMPTED, Peer
+from decentral.pipeline import Line, TorchStage
 from decentral.protocols.protection import Guard
 from decentral.replica import TorchReplica
 from decentral.workers import rpc
@@ -95,21 +96,14 @@ async def live(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, st
 
 
 async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, str]:
-    replica = (OffloadedReplica if run.real.offload else TorchReplica)(
-        run.make_task(),
-        run.inner,
-        worker=worker,
-        seed=run.seed,
-        batch_size=run.batch_size,
-        total_steps=run.steps,
-        device=place.device,
-    )
+    replica = _replica(run, worker, place.device)
+    stage = replica if isinstance(replica, TorchStage) else None
     run.rule.check_layout(replica.layout)
     inbox = Inbox()
     transport = Transport(
         inbox,
         keys=place.keys,
-        max_packet_bytes=_largest_packet(replica),
+        max_packet_bytes=_largest_packet(replica.layout.size if stage is None else stage.cut.largest),
         patience_s=run.patience_s,
         pace=pace_of(run, worker),
     )
@@ -118,7 +112,8 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
     saved = None if place.resumed is None else await asyncio.to_thread(state_of, run, place.resumed, worker)
     try:
         address = await transport.start(place.host)
-        entrant = Entrant(worker, life, address, replica.digest(), replica.layout.size)
+        stage_number = run.pipeline.grid.stage(worker)
+        entrant = Entrant(worker, life, address, replica.digest(), replica.layout.size, stage_number)
         welcome = await client.join(entrant, 2 * absence_s)  # as the supervisor waits for latecomers
         speed = run.fleet.each()[worker].speed
         world = RealWorld(transport, client, incarnation=welcome.incarnation, speed=speed)
@@ -137,7 +132,11 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
             lease=world.lease if run.leases else None,
             bounded=run.epochs is not None,
             loading_s=lambda: replica.loading_s,
+            column=run.pipeline.grid.column(worker, run.fleet.size),
+            room_bytes=0 if stage is None else stage.room_bytes,
         )
+        if stage is not None:
+            peer.row = Line(peer, stage, run.pipeline)
         if saved is not None and welcome.host is None:
             peer.restore(saved)
         if run.parity.workers is not None:
@@ -165,6 +164,32 @@ def pace_of(run: Run, worker: int) -> Pace:
     )
 
 
-def _largest_packet(replica: TorchReplica) -> int:
-    """Return a size no honest packet has: twice the parameters in float32, and some room for small models."""
-    return 8 * replica.layout.size + (1 << 20)
+def _replica(run: Run, worker: int, device: torch.device) -> TorchReplica:
+    """Return what the worker trains: a whole model, or its stage of one."""
+    task = run.make_task()
+    if run.pipeline.stages > 1:
+        return TorchStage(
+            task,
+            run.inner,
+            run.pipeline.cut(task, run.seed, run.batch_size),
+            worker=worker,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            microbatches=run.pipeline.microbatches,
+            total_steps=run.steps,
+            device=device,
+        )
+    return (OffloadedReplica if run.real.offload else TorchReplica)(
+        task,
+        run.inner,
+        worker=worker,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        total_steps=run.steps,
+        device=device,
+    )
+
+
+def _largest_packet(numel: int) -> int:
+    """Return a size no honest packet has: twice the largest vector in float32, and some room for small models."""
+    return 8 * numel + (1 << 20)

@@ -83,7 +83,7 @@ class RealWorld:
         main = self._loop.create_task(peer.run(rule.run if welcome.host is None else entering(rule, welcome.host)))
         tasks = [self._watch(), self._report(), self._beat(), listen(notices, lambda notice: self._heed(main, notice))]
         beside = [self._loop.create_task(task) for task in tasks]
-        if rule.takes_newcomers:
+        if rule.takes_newcomers and peer.row is None:
             peer.host = host = Host(peer)
             peer.spawn(host.listen())
         try:
@@ -236,7 +236,7 @@ class RealWorld:
             Header(peer.id, self._incarnation, tag, packet.codec, packet.numel, packet.nbytes, packet.weight)
         )
         arrived = self._transport.send(to, header, packet)
-        if to in peer.members:
+        if to in peer.everybody:
             peer.meter.sent(len(header) + packet.nbytes)
             peer.meter.begin_transfer()
             arrived.add_done_callback(lambda _future: peer.meter.end_transfer())

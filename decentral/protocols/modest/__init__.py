@@ -36,6 +36,7 @@ class MoDeST(SyncRule):
 
     name = "modest"
     unaccountable = "a worker drops what it has trained when it hears of a newer round"
+    needs_whole_model = "a worker drops what it has trained when it hears of a newer round"
     period: Period = Every(period=50)
     """Local steps in a round (H)."""
     committee: int = Field(default=10, ge=1, le=100)

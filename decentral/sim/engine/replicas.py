@@ -13,6 +13,7 @@ from torch import nn
 
 from decentral.config import Run
 from decentral.errors import ConfigError, RunError
+from decentral.pipeline import Cut, PhantomStage, TorchStage
 from decentral.replica import PhantomReplica, Replica, TorchReplica, initial_model
 from decentral.sim.engine.memory import Arena
 from decentral.sim.engine.pool import Pool
@@ -27,7 +28,11 @@ PAYS_STEP_S = 2e-4
 
 
 def phantoms(run: Run, task: Task) -> list[Replica]:
-    """Return replicas that have sizes alone."""
+    """Return replicas, or their stages, that have sizes alone. Raises as `cut_of` if the model cannot be cut."""
+    if run.pipeline.stages > 1:
+        cut = run.pipeline.cut(task, run.seed, run.batch_size)
+        stages = [run.pipeline.grid.stage(worker) for worker in range(run.fleet.size)]
+        return [PhantomStage(cut, stage, run.pipeline.microbatches, run.batch_size, run.inner) for stage in stages]
     with torch.device("meta"):
         layout: Layout = layout_of(initial_model(task, run.seed))
     return [PhantomReplica(layout, run.batch_size, run.inner) for _ in range(run.fleet.size)]
@@ -37,8 +42,13 @@ def phantoms(run: Run, task: Task) -> list[Replica]:
 def computed(run: Run, task: Task) -> Iterator[list[Replica]]:
     """Have real replicas: computed here, or by as many processes as `run.sim` says or as pay. The same bits either way.
 
-    Raises `ConfigError` if processes are asked for that this system cannot have.
+    Stages are computed here. Raises `ConfigError` if processes are asked for that this system cannot have, and as
+    `cut_of` if the model cannot be cut.
     """
+    if run.pipeline.stages > 1:
+        cut = run.pipeline.cut(task, run.seed, run.batch_size)
+        yield [_stage(run, task, cut, worker) for worker in range(run.fleet.size)]
+        return
     first = initial_model(task, run.seed)
     processes = _processes(run, task, first)
     if processes > 1:
@@ -58,6 +68,19 @@ def computed(run: Run, task: Task) -> Iterator[list[Replica]]:
                 pool.close()
             return
     yield [_replica(run, task, first, worker) for worker in range(run.fleet.size)]
+
+
+def _stage(run: Run, task: Task, cut: Cut, worker: int) -> TorchStage:
+    return TorchStage(
+        task,
+        run.inner,
+        cut,
+        worker=worker,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        microbatches=run.pipeline.microbatches,
+        total_steps=run.steps,
+    )
 
 
 def _replica(run: Run, task: Task, first: nn.Module, worker: int, arena: Arena | None = None) -> TorchReplica:

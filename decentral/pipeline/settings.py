@@ -1,0 +1,71 @@
+"""The run file's section on pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from decentral.errors import ConfigError
+from decentral.grid import Grid
+from decentral.part import Section
+from decentral.pipeline.cut import Cut, cut_of
+from decentral.protocols.codecs import CodecField, Float32
+from decentral.task import Task
+
+
+class Pipeline(Section):
+    """How a model that is too large for one worker is cut into stages, each with a worker of its own."""
+
+    stages: int = Field(default=1, ge=1)
+    """Workers of a replica, through which its batches go one after the other; 1: each worker has the whole model."""
+    microbatches: int = Field(default=1, ge=1)
+    """Equal parts of a batch that follow one another through the stages."""
+    order: Literal["1f1b", "gpipe"] = "1f1b"
+    """Whether a stage goes back through a microbatch as soon as it can, so that it remembers no more than there are
+    stages, or goes forward through all of them first. The same bits either way."""
+    codec: CodecField = Float32()
+    """How activations travel to the next stage, and their gradients back."""
+    cuts: tuple[int, ...] | None = None
+    """The first block of each stage but the first, counted from 0; unset: where the slowest stage is the fastest."""
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.stages)
+
+    def cut(self, task: Task, seed: int, batch_size: int) -> Cut:
+        """Return where the task's model is cut; raises as `cut_of`."""
+        return cut_of(task, seed, batch_size // self.microbatches, self.stages, self.cuts)
+
+    def assemble(self, task: Task, seed: int, batch_size: int) -> Callable[[Sequence[Tensor]], Tensor]:
+        """Return what makes the whole model's parameters `[P]` of every stage's; raises as `cut_of`."""
+        return self.cut(task, seed, batch_size).assemble if self.stages > 1 else itemgetter(0)
+
+    def check(self, workers: int, batch_size: int) -> None:
+        """Raise `ConfigError` if so many workers cannot make whole replicas, or a batch no equal microbatches."""
+        if workers % self.stages:
+            raise ConfigError(
+                f"pipeline.stages: {self.stages} workers make a replica, and the fleet has {workers}; take a multiple "
+                f"of {self.stages}"
+            )
+        if batch_size % self.microbatches:
+            raise ConfigError(
+                f"pipeline.microbatches: {self.microbatches} do not divide a batch of {batch_size} samples equally"
+            )
+        if self.stages == 1 and self.microbatches > 1:
+            raise ConfigError("pipeline.microbatches: a pipeline of one stage takes its batches whole; set stages")
+        if self.codec.shaped or not self.codec.grain or self.codec.loss not in ("none", "rounding"):
+            raise ConfigError(
+                f"pipeline.codec: '{self.codec.spelling()}' leaves elements out or looks at whole matrices; "
+                "activations need each of theirs: take 'float32', 'bf16', 'float16', 'int8' or 'int4'"
+            )
+        if self.cuts is not None and (
+            len(self.cuts) != self.stages - 1 or list(self.cuts) != sorted({0, *self.cuts} - {0})
+        ):
+            raise ConfigError(
+                f"pipeline.cuts: {list(self.cuts)}; {self.stages} stages need {self.stages - 1} ascending numbers of "
+                "blocks, all above 0"
+            )

@@ -1,0 +1,168 @@
+"""A model cut into stages trains as the uncut one, in virtual time and over sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from blocks import Chain, named
+from cases import CASES, Case
+from sockets import train_here
+from test_same_rule import assert_same_replicas
+
+from decentral.config import Run, validated
+from decentral.errors import ConfigError
+from decentral.journal import Left, Trained
+from decentral.sim.simulate import simulate
+
+CHAIN = named(Chain)
+GPT = {"name": "byte_gpt", "width": 16, "depth": 4, "heads": 2, "context": 16, "eval_windows": 8}
+NEED_WHOLE_MODELS = {
+    *("just_one_byte", "fedkseed"),  # which look at losses of the model as it would be
+    *("gradient_coding", "sr_sgc", "m_sgc"),  # which compute gradients of others' batches
+    *("pbt", "modest", "dbw", "fedcompass"),  # in which not every replica does the same steps
+    *("diloco, steps by speed", "noloco, steps by speed", "local_sgd by the clock"),
+}
+AT_ONCE = {"latency_s": 0.0, "up_bps": 1e15, "down_bps": 1e15}
+
+
+def run_of(stages: int, microbatches: int = 1, *, replicas: int = 1, fleet: Any = (), **fields: Any) -> Run:
+    return validated(
+        {
+            "steps": 20,
+            "batch_size": 4,
+            "evaluate_every": 10,
+            "task": CHAIN,
+            "rule": {"name": "local_sgd", "period": 5},
+            "inner": {"name": "adamw", "lr": 1e-3, "clip_norm": 0.5},
+            "pipeline": {"stages": stages, "microbatches": microbatches} if stages > 1 else {},
+            "fleet": {"workers": [{"count": stages * replicas}], **dict(fleet)},
+            **fields,
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("task", [CHAIN, GPT], ids=["chain", "gpt"])
+def test_a_pipeline_trains_as_the_whole_model_does(stages: int, task: dict[str, Any]) -> None:
+    """Sums of microbatches and of stages' squares are rounded otherwise than those of a whole batch and model."""
+    whole = simulate(run_of(1, task=task, steps=100)).merged()
+    for microbatches in (1, 2, 4):
+        merged = []
+        for order in ("1f1b", "gpipe"):
+            run = run_of(stages, microbatches, task=task, steps=100)
+            pipeline = run.pipeline.model_copy(update={"order": order})
+            merged.append(simulate(run.model_copy(update={"pipeline": pipeline})).merged())
+        assert torch.allclose(merged[0], whole, rtol=0, atol=1e-5)
+        assert merged[0].equal(merged[1])
+
+
+def test_the_first_forward_pass_is_that_of_the_whole_model_to_the_bit() -> None:
+    def first_loss(run: Run) -> float | None:
+        return next(record.loss for record in simulate(run).records if isinstance(record, Trained) and record.loss)
+
+    for task in (CHAIN, GPT):
+        assert first_loss(run_of(3, task=task, steps=1)) == first_loss(run_of(1, task=task, steps=1))
+
+
+@pytest.mark.parametrize("rule", ["ddp", "diloco", "noloco", "streaming_diloco"])
+def test_both_worlds_come_to_the_same_bits_and_bytes(rule: str) -> None:
+    run = run_of(3, 2, replicas=2, rule={"name": rule, **({} if rule == "ddp" else {"period": 5})})
+    assert_same_replicas(train_here(run), simulate(run))
+
+
+def test_columns_agree_as_replicas_of_whole_models_do() -> None:
+    """Diloco's replicas are equal after every round, and what they come to is what whole models come to."""
+    rule = {"name": "diloco", "period": 5}
+    staged, whole = simulate(run_of(2, 2, replicas=4, rule=rule)), simulate(run_of(1, replicas=4, rule=rule))
+    for stage in range(2):
+        column = [staged.params[worker] for worker in range(stage, 8, 2)]
+        assert all(params.equal(column[0]) for params in column)
+    assert torch.allclose(staged.merged(), whole.merged(), rtol=0, atol=1e-5)
+    assert staged.samples() == whole.samples()
+    assert staged.after["loss"] == pytest.approx(whole.after["loss"], rel=1e-4)
+    assert [seen.step for seen in staged.evaluations()] == [seen.step for seen in whole.evaluations()]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES.items(), ids=CASES.keys())
+def test_every_rule_trains_stages_or_says_why_not(name: str, case: Case) -> None:
+    fields: dict[str, Any] = {"rule": case.rule, "steps": case.steps, **case.fields, "task": named(Chain, width=16)}
+    fields["batch_size"] = 4
+    if {name, case.rule.name} & NEED_WHOLE_MODELS:
+        with pytest.raises(ConfigError, match=r"pipeline\.stages: .*; take "):
+            run_of(2, 2, replicas=case.workers, **fields)
+        return
+    run = run_of(2, 2, replicas=case.workers, **fields)
+    outcome = simulate(run)
+    assert {(left.reason, left.step) for left in outcome.left()} == {("finished", case.steps)}
+    assert torch.isfinite(outcome.merged()).all()
+
+
+@pytest.mark.parametrize("order", ["1f1b", "gpipe"])
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 1), (2, 4), (4, 4), (4, 8), (3, 6)])
+def test_bubbles_are_what_the_schedule_says(order: str, stages: int, microbatches: int) -> None:
+    """Of equal stages on a network that takes no time each is idle for (S - 1) / (M + S - 1) of a step."""
+    run = run_of(
+        stages, microbatches, fleet=AT_ONCE, batch_size=24, evaluate_every=0, task=named(Chain, layers=stages * 2)
+    )
+    pipeline = run.pipeline.model_copy(update={"order": order, "cuts": tuple(range(4, 4 * stages, 4))})
+    outcome = simulate(run.model_copy(update={"pipeline": pipeline}), timing_only=True)
+    for left in outcome.left():
+        idle = 1 - left.seconds["compute"] / outcome.seconds
+        assert idle == pytest.approx((stages - 1) / (microbatches + stages - 1), abs=1e-3)
+
+
+def test_times_alone_are_those_of_real_training() -> None:
+    run = run_of(3, 2, replicas=2, evaluate_every=0)
+    assert simulate(run, timing_only=True).seconds == simulate(run).seconds
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
+def test_activations_may_travel_in_fewer_bytes(codec: str) -> None:
+    run = run_of(2, 2, evaluate_every=0, task=GPT, steps=40)
+    narrow = run.model_copy(
+        update={
+            "pipeline": validated(
+                {**run.to_table(), "pipeline": {**run.pipeline.to_table(), "codec": codec}}, "x"
+            ).pipeline
+        }
+    )
+    exact, coded = simulate(run), simulate(narrow)
+    assert sum(left.sent_bytes for left in coded.left()) < 0.7 * sum(left.sent_bytes for left in exact.left())
+    assert not coded.merged().equal(exact.merged())
+    assert coded.after["loss"] == pytest.approx(exact.after["loss"], rel=0.02)
+
+
+def test_a_replica_that_loses_a_stage_leaves_and_the_others_go_on() -> None:
+    fleet = {"events": [{"kind": "crash", "worker": 3, "at_s": 0.6}]}
+    run = run_of(3, 2, replicas=3, fleet=fleet, rule={"name": "diloco", "period": 5})
+    outcome = simulate(run)
+    left = {record.worker: record.reason for record in outcome.records if isinstance(record, Left)}
+    assert left[3] == "crashed"
+    assert left[4] == "its replica has lost stage 0, worker 3"
+    assert "its replica has lost" in left[5]
+    assert {left[worker] for worker in (0, 1, 2, 6, 7, 8)} == {"finished"}
+    assert outcome.after["loss"] < outcome.before["loss"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fleet": {"workers": [{"count": 5}]}}, "pipeline.stages: 2 workers make a replica, and the fleet has 5"),
+        ({"batch_size": 5}, "pipeline.microbatches: 2 do not divide a batch of 5 samples"),
+        ({"pipeline": {"microbatches": 2}}, "a pipeline of one stage takes its batches whole"),
+        ({"pipeline": {"stages": 2, "codec": "topk"}}, "'topk' leaves elements out"),
+        ({"pipeline": {"stages": 2, "cuts": (4, 2)}}, "2 stages need 1 ascending numbers of blocks"),
+        ({"leases": True}, "leases: not for a model that is cut into stages"),
+        (
+            {"rule": {"name": "local_sgd", "period": {"name": "dylu", "period": 5}}},
+            "the stages of a replica take the same steps",
+        ),
+        ({"rule": {"name": "pbt", "groups": 2}}, "under rule 'pbt' groups are scored by their whole models"),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_refused_when_the_run_file_is_read(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_of(2, 2, replicas=2, **{"fleet": (), **fields})
