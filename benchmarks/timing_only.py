@@ -5,12 +5,14 @@ Run from the repository's root (about two minutes; other work on the machine sho
     python -m benchmarks.timing_only
     python -m benchmarks.timing_only noloco 10000 500           # one run alone, with its peak memory: 25,000 steps
     python -m benchmarks.timing_only noloco 10000 500 0.1       # the same with jitter
+    python -m benchmarks.timing_only diloco 1000 500            # all-reduces
 
 Prints the median of 3 runs with minimum and maximum. A worker-round is one local phase of one worker and the round of
 talk after it. Gossip costs a worker-round the same however many workers there are, a butterfly all-reduce sends two
-packets to every other member. "messages" is NoLoCo as a run is simulated in which somebody crashes or loses packets:
-by messages between coroutines. The last column is a fleet whose workers drift apart (jitter 0.1): then nothing happens
-at the same instant, and all-reduce flows end one by one, each changing the rates of all others.
+packets to every other member; rounds that are alike are worked out once. "messages" is NoLoCo as a run is simulated in
+which somebody crashes or loses packets: by messages between coroutines. The last column is a fleet whose workers drift
+apart (jitter 0.1): then nothing happens at the same instant, and all-reduce flows end one by one, each changing the
+rates of all others.
 """
 
 from __future__ import annotations

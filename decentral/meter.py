@@ -41,11 +41,14 @@ class Meter:
         """Book the time since the last change."""
         now = self._clock()
         if now != self._since:
-            kind = self._activity
-            self.seconds[kind] += now - self._since
-            if self._on_spent is not None:
-                self._on_spent(kind, now - self._since)
-            self._since = now
+            self.book(self._activity, now)
+
+    def book(self, kind: str, until: float) -> None:
+        """Book the time since the last change, up to `until` on the clock, as time spent on `kind`."""
+        self.seconds[kind] += until - self._since
+        if self._on_spent is not None:
+            self._on_spent(kind, until - self._since)
+        self._since = until
 
     def so_far(self) -> dict[str, float]:
         """Return the seconds of each activity as they are now, and book nothing."""
@@ -92,9 +95,9 @@ class Meter:
             self.settle()
         self._transfers -= 1
 
-    def sent(self, nbytes: int) -> None:
+    def sent(self, nbytes: int, messages: int = 1) -> None:
         self.sent_bytes += nbytes
-        self.messages_sent += 1
+        self.messages_sent += messages
 
     @property
     def _activity(self) -> str:

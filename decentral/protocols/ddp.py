@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from decentral.peer import Peer
 from decentral.protocols.fragments import Buckets, CutField, Whole, require_partition
+from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
+from decentral.protocols.schedule import Every
 from decentral.state import Layout
 
 
@@ -28,6 +30,9 @@ class DDP(AllReduceRule):
 
     def check_layout(self, layout: Layout) -> None:
         require_partition(self.buckets.split(layout), layout)
+
+    def reductions(self) -> Reductions:
+        return Reductions(Every(period=1), self.codec, self.all_reduce, pieces=self.buckets)
 
     async def run(self, peer: Peer) -> None:
         buckets = self.buckets.split(peer.layout)

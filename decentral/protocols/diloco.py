@@ -6,6 +6,7 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.collectives import FOLDING
 from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
@@ -44,6 +45,10 @@ class DiLoCo(AllReduceRule):
                 f"rule.weighted: {what} lets all workers count alike; set weighted to false, or take merge 'mean' with "
                 "all_reduce 'butterfly' or 'gather'"
             )
+
+    def reductions(self) -> Reductions | None:
+        """Weights are in the headers, whose lengths they change."""
+        return None if self.weighted else Reductions(self.period, self.codec, self.all_reduce, slots=2)
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)

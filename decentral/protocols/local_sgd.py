@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.peer import Peer
+from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
@@ -26,6 +27,10 @@ class LocalSGD(AllReduceRule):
     """Local steps between averages (H)."""
     switch_step: int = Field(default=0, ge=0)
     """Local step from which phases are H steps long; there is an average after every step before."""
+
+    def reductions(self) -> Reductions | None:
+        """Before `switch_step` phases are of another length than the period says."""
+        return None if self.switch_step else Reductions(self.period, self.codec, self.all_reduce, slots=1)
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)

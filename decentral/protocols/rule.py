@@ -13,6 +13,7 @@ from decentral.state import Layout
 
 if TYPE_CHECKING:
     from decentral.protocols.exchanges import Exchanges
+    from decentral.protocols.reductions import Reductions
 
 Newcomers = Literal["none", "at once", "follow"]
 
@@ -124,6 +125,10 @@ class SyncRule(Part):
         A simulation without tensors then needs no messages. It is not asked of a class that only inherits it and has a
         `run` of its own.
         """
+        return None
+
+    def reductions(self) -> Reductions | None:
+        """Return what all rounds are, if each is local work, one all-reduce and nothing else; as `exchanges`."""
         return None
 
     def check_layout(self, layout: Layout) -> None:

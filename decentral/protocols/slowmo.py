@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.peer import Peer
+from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every, Period
 
@@ -27,6 +28,9 @@ class SlowMo(AllReduceRule):
     """Slow learning rate."""
     beta: float = Field(default=0.5, ge=0, lt=1)
     """Slow momentum. The code advises 0 for less than 4 workers, 0.2 for 4, 0.5 for 8 and 0.6 from 16 on."""
+
+    def reductions(self) -> Reductions:
+        return Reductions(self.period, self.codec, self.all_reduce, slots=2)
 
     async def run(self, peer: Peer) -> None:
         anchor = peer.slot("anchor", peer.params)

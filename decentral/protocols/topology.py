@@ -32,6 +32,11 @@ def both_ways(workers: tuple[int, ...]) -> Links:
 class Topology(Part):
     """Who talks to whom in a round. Every worker finds its links alone, from what all know: no message is needed."""
 
+    @property
+    def pairs(self) -> bool:
+        """Whether in every round each worker has one other at most, and that one has it."""
+        return False
+
     @abstractmethod
     def links(self, peer: Peer, round_: int) -> Links:
         """Return the links of `peer` in round `round_` (counted from 1)."""
@@ -82,9 +87,14 @@ class RandomGroups(Topology):
     size: int = Field(default=2, ge=2)
     """Workers in a group."""
 
+    @property
+    def pairs(self) -> bool:
+        return self.size == 2
+
     def links(self, peer: Peer, round_: int) -> Links:
         group = _groups(peer.cohort, self.size, peer.seed, round_)[peer.id]
-        return both_ways(tuple(worker for worker in group if worker != peer.id and worker in peer.members))
+        mine, members = peer.id, peer.members
+        return both_ways(tuple([worker for worker in group if worker != mine and worker in members]))
 
 
 @functools.lru_cache(maxsize=256)

@@ -25,6 +25,10 @@ from decentral.task import Task
 DRAWN_AHEAD = 512
 """Factors that are drawn for a worker at a time: each of ten thousand generators is out of the cache at its turn."""
 NONE = np.empty(0)
+FAR = 8.0
+"""Standard deviations below its median that hardly any factor is: one in 10^15."""
+ROUNDING = 1e-9
+"""By which a sum of steps may fall short of so many times one step, relative to it."""
 
 
 def fleet_of(run: Run, task: Task, parameters: int) -> Fleet:
@@ -77,6 +81,13 @@ class Durations:
             seconds *= float(np.add.reduce(self._factors(worker, sigma, whole))) / whole
         pace = self._paces.get(worker)
         return seconds if pace is None else pace.seconds(self._clock(), seconds)
+
+    def shortest_step_s(self) -> float:
+        """Return what hardly any local step of anybody takes less than, in seconds; without jitter and events none."""
+        return (1 - ROUNDING) * min(
+            step_time_s / speed * math.exp(-sigma * sigma / 2 - FAR * sigma)
+            for step_time_s, speed, sigma in zip(self._step_time_s, self._speed, self._sigma, strict=True)
+        )
 
     def _factors(self, worker: int, sigma: float, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the worker's next `count` factors, of mean 1: the same ones however many are drawn at a time."""

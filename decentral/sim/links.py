@@ -81,6 +81,11 @@ class Links:
             options["terms"] = self.terms
         return options
 
+    @property
+    def steady(self) -> bool:
+        """Whether all messages of a pair are equally long on their way."""
+        return not any(route.jitter_s or route.loss for row in self._routes for route in row)
+
     def latency_s(self, source: int, to: int) -> float:
         """Return how long the next message of a pair is on its way, in seconds: drawn if it varies."""
         route, mean_s = self._route(source, to), self._mean_latency_s(source, to)

@@ -66,7 +66,7 @@ def simulate(
         parameters = sum(replica.layout.size for replica in row)
         fleet = fleet_of(run, task, parameters)
         if timing_only and until is None and watch == UNWATCHED:
-            times = timed(run, fleet, parameters)
+            times = timed(run, fleet, row[0].layout)
             if times is not None:
                 return _told(run, times, on_record)
         loop = VirtualLoop()

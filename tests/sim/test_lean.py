@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import random
 from typing import Any
 
 import pytest
+from lean_runs import by_messages, check_equal, draw_fleet, lean, make_run
 from scene import Scene
 
-from decentral.config import Run, validated
 from decentral.errors import ConfigError
-from decentral.journal import Left, Synced, Trained
-from decentral.outcome import Outcome
+from decentral.journal import Synced, Trained
 from decentral.peer import Peer
 from decentral.protocols import Gossip
 from decentral.sim.lean.agenda import Agenda
 from decentral.sim.lean.lines import Flow, Lines
-from decentral.sim.lean.timetable import Timetable
 from decentral.sim.simulate import simulate
 from decentral.sim.watch import Watch
 from decentral.wire import Header, Tag, pack_header
@@ -33,40 +30,6 @@ RULES = (
 )
 
 
-def make_run(rule: object, **fields: Any) -> Run:
-    table = {"steps": 30, "task": {"name": "quadratic", "dimension": 4096}, "inner": {"name": "sgd", "lr": 0.1}}
-    return validated({**table, "rule": rule, **fields}, "test")
-
-
-def lean(run: Run) -> Outcome:
-    outcome = simulate(run, timing_only=True)
-    assert isinstance(outcome.records, Timetable)
-    return outcome
-
-
-def by_messages(run: Run) -> Outcome:
-    outcome = simulate(run, timing_only=True, watch=Watch(links=True))
-    assert isinstance(outcome.records, list)
-    return outcome
-
-
-def draw_fleet(rng: random.Random) -> dict[str, Any]:
-    """Draw a fleet of two kinds of workers, alike or not, on thick or thin lines, in step or drifting apart."""
-    groups = [
-        {
-            "count": rng.randint(1, 5),
-            "speed": rng.choice([1.0, 0.9, 0.3]),
-            "up_bps": rng.choice([2e6, 1e8, 1e8]),
-            "down_bps": rng.choice([3e6, 1e8]),
-            **rng.choice([{}, {"stalls": {"per_hour": 3000.0, "duration_s": 0.3}}]),
-        }
-        for _ in range(2)
-    ]
-    groups[1] |= rng.choice([{}, {"site": "home"}])
-    links = {"jitter_s": rng.choice([0.0, 0.01]), **rng.choice([{}, {"bps": 5e6}])}
-    return {"workers": groups, "jitter": rng.choice([0.0, 0.0, 0.1, 0.5]), "network": {"links": [links]}}
-
-
 @pytest.mark.parametrize("seed", range(24))
 def test_every_record_is_the_one_of_messages(seed: int) -> None:
     rng = random.Random(seed)
@@ -79,25 +42,6 @@ def test_every_record_is_the_one_of_messages(seed: int) -> None:
 def test_numbers_of_all_lengths_are_counted_in_headers(workers: int, rounds: int) -> None:
     run = make_run({"name": "noloco", "period": 1}, steps=rounds, fleet={"workers": [{"count": workers}]})
     check_equal(lean(run), by_messages(run))
-
-
-def check_equal(one: Outcome, other: Outcome) -> None:
-    """Assert that records, traffic and accounts are equal; sums of many seconds may differ by their roundings."""
-    assert one.seconds == other.seconds
-    records = [sorted(outcome.records, key=lambda each: (each.worker, each.time_s)) for outcome in (one, other)]
-    for record, expected in zip(*records, strict=True):
-        if isinstance(record, Left):
-            assert isinstance(expected, Left)
-            assert record.seconds == pytest.approx(expected.seconds, rel=1e-12, abs=1e-12)
-            record = dataclasses.replace(record, seconds=expected.seconds)
-        assert record == expected
-    assert one.traffic is not None
-    assert other.traffic is not None
-    for of in ("up_bps", "down_bps", "up_bytes", "down_bytes", "to_sites"):
-        assert getattr(one.traffic, of) == getattr(other.traffic, of)
-    assert one.accounts is not None
-    assert other.accounts is not None
-    assert one.accounts.goodput == pytest.approx(other.accounts.goodput, rel=1e-12)
 
 
 def test_a_pair_in_step_takes_two_messages_each_one_latency_long() -> None:
@@ -177,7 +121,12 @@ class Patient(Gossip):
 @pytest.mark.parametrize(
     ("rule", "fields"),
     [
-        ("diloco", {}),
+        ({"name": "diloco", "weighted": True}, {}),
+        ({"name": "diloco", "all_reduce": "ring"}, {}),
+        ({"name": "diloco", "codec": {"name": "error_feedback", "codec": "int8"}}, {}),
+        ({"name": "local_sgd", "switch_step": 3}, {}),
+        ({"name": "diloco", "period": 10}, {"patience_s": 0.05}),
+        ({"name": "diloco"}, {"fleet": {"network": {"links": [{"jitter_s": 0.01}]}}}),
         (Patient(), {}),
         ({"name": "noloco", "gamma": 0.5}, {}),
         ({"name": "gossip", "period": {"name": "timed", "seconds": 0.2}}, {}),

@@ -35,6 +35,20 @@ class Agenda:
         self._added = number = self._added + 1
         heappush(self._events, (when, EARLY + number, do, what))
 
+    def do_at(self, when: float, do: Callable[[Any], object], what: Any) -> None:
+        """Call `do(what)` here and now as of virtual time `when`.
+
+        Of a time that has passed, what follows from it up to now happens as well; of one to come, nothing else may have
+        any bearing on it.
+        """
+        now, self.now = self.now, when
+        do(what)
+        events = self._events
+        while events and events[0][0] < now:
+            self.now, _, do, what = heappop(events)
+            do(what)
+        self.now = now
+
     def run(self) -> None:
         """Let everything happen."""
         events = self._events

@@ -79,14 +79,14 @@ class Lines:
                 line.clear()
             line.append(flow)
         if len(up) == len(down) == 1:
-            self._go_alone(flow, self._capacity(flow), now)
+            self._go_alone(flow, self.capacity(flow.source, flow.to), now)
         else:
             self._share(flow, now)
 
-    def _capacity(self, flow: Flow) -> float:
-        """Return what the flow would get if it met nobody."""
-        capacity = min(self._up_bps[flow.source], self._down_bps[flow.to])
-        return capacity if self._pair_bps is None else min(capacity, self._pair_bps(flow.source, flow.to))
+    def capacity(self, source: int, to: int) -> float:
+        """Return what a flow gets that meets nobody, in bits per second."""
+        capacity = min(self._up_bps[source], self._down_bps[to])
+        return capacity if self._pair_bps is None else min(capacity, self._pair_bps(source, to))
 
     def _go_alone(self, flow: Flow, rate_bps: float, now: float) -> None:
         self._set_rate(flow, rate_bps, now)
@@ -104,8 +104,10 @@ class Lines:
     def _share(self, flow: Flow, now: float) -> None:
         """Share the lines of all flows that are linked with this one, directly or through others."""
         up, down = self._up[flow.source], self._down[flow.to]
-        one_path = up == down
-        rates = dict.fromkeys(up, self._capacity(flow) / len(up)) if one_path else self._max_min(flow, now)
+        if up == down:  # one path, shared by all
+            rates = dict.fromkeys(up, self.capacity(flow.source, flow.to) / len(up))
+        else:
+            rates = self._max_min(flow, now)
         if len(rates) == 1:
             if rates[flow] != flow.rate_bps:
                 self._go_alone(flow, rates[flow], now)

@@ -6,10 +6,16 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from decentral.journal import Joined, Left, Record, Synced, Trained
 
 Talk = Callable[[int, int], tuple[tuple[int, ...], int]]
 """`talk(worker, round)` returns the members of a worker's exchange and the bytes that it sends in it."""
+
+
+BLOCK = 1 << 16
+"""Records whose numbers are taken out of their arrays together."""
 
 
 class Phase(NamedTuple):
@@ -22,7 +28,8 @@ class Phase(NamedTuple):
 class Timetable:
     """The records of a run in the order in which they came, made anew whenever somebody goes through them.
 
-    Sixteen bytes are kept for each, a tenth of what a record takes: what it is of, and when.
+    Sixteen bytes are kept for each, a tenth of what a record takes: what it is of, and when. They may be told of in any
+    order in which each worker's own stand in the order of time.
     """
 
     def __init__(self, workers: int, parameters: int, batch_size: int, channel: str, talk: Talk) -> None:
@@ -55,15 +62,14 @@ class Timetable:
     @property
     def seconds(self) -> float:
         """When the last worker left, in virtual seconds."""
-        return self._times[-1]
+        return max(self._times)
 
     def __iter__(self) -> Iterator[Record]:
         for worker in range(self._workers):
             yield Joined(time_s=0.0, worker=worker, parameters=self._parameters)
         began_at = [0.0] * self._workers
         sent_bytes = [0] * self._workers
-        for place, now in zip(self._places, self._times, strict=True):
-            row, worker = divmod(place, self._workers)
+        for row, worker, now in self._in_order():
             round_, ended = divmod(row, 2)
             if not round_:
                 yield self._left[worker]
@@ -91,3 +97,12 @@ class Timetable:
                     seconds=now - began_at[worker],
                     loss=None,
                 )
+
+    def _in_order(self) -> Iterator[tuple[int, int, float]]:
+        """Yield row, worker and time of each record, in the order of time."""
+        places, times = np.frombuffer(self._places, np.int64), np.frombuffer(self._times)
+        order = np.argsort(times, kind="stable")
+        for start in range(0, len(order), BLOCK):
+            block = order[start : start + BLOCK]
+            rows, workers = np.divmod(places[block], self._workers)
+            yield from zip(rows.tolist(), workers.tolist(), times[block].tolist(), strict=True)
