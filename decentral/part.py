@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 class Part(BaseModel):
     """A frozen, validated value: `DiLoCo(period=50)` raises `pydantic.ValidationError` on an unknown or bad field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     name: ClassVar[str] = ""
     """How a run file calls the built-in part. A part of the user's own is called `module:Class`."""

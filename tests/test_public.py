@@ -25,7 +25,7 @@ def test_a_wrong_name_is_an_attribute_error() -> None:
     ("module", "foreign"),
     [
         ("decentral", {"torch", "ray", "grpc"}),
-        ("decentral.sim.simulate", {"ray", "grpc"}),
+        ("decentral.cli", {"ray", "grpc", "cryptography", "matplotlib"}),  # it brings the simulator along
     ],
 )
 def test_a_room_brings_along_only_what_it_needs(module: str, foreign: set[str]) -> None:
