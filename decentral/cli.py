@@ -24,7 +24,6 @@ from decentral.journal import Record, read_journal
 from decentral.outcome import Outcome
 from decentral.report.live import LiveView
 from decentral.report.look import looking
-from decentral.report.plots import plot_runs
 from decentral.report.status import status_tables, watch
 from decentral.report.summary import summarize, summary_table
 from decentral.report.timeline import write_timeline
@@ -92,10 +91,10 @@ def train(
     for folder, reason in resumed.passed_over.items() if resumed else ():
         Console(stderr=True, soft_wrap=True).print(f"note: checkpoint {folder} is not whole: {reason}")
 
-    def launch(see: Callable[[Record], None]) -> Outcome:
+    def launch(see: Callable[[Record], None], folder: RunFolder) -> Outcome:
         from decentral.workers.launch import train as train_on_ray
 
-        return train_on_ray(run, address=address, on_record=see, resumed=resumed)
+        return train_on_ray(run, address=address, on_record=see, on_restart=folder.go_back, resumed=resumed)
 
     shown = Shown(tensorboard, wandb)
     _do(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else ())
@@ -124,7 +123,7 @@ def simulate_command(
     run = read_run(run_file, settings or (), task)
     watch = Watch(checks=verify, spans=timeline is not None)
 
-    def launch(see: Callable[[Record], None]) -> Outcome:
+    def launch(see: Callable[[Record], None], _folder: RunFolder) -> Outcome:
         with whole(see) as see_whole:
             return simulate(run, timing_only=timing_only, on_record=see_whole, watch=watch)
 
@@ -184,6 +183,8 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Simulate several rules on the same work: a table, a picture, a run folder each, and with --json the figures."""
+    from decentral.report.plots import plot_runs  # matplotlib takes half a second to import
+
     run = read_run(run_file, settings or (), task)
     runs = entries_of(run, [name.strip() for name in rules.split(",") if name.strip()])
     folder = out or new_folder(run, Path("runs"), "compare")
@@ -311,7 +312,7 @@ def _do(
     use: str,
     out: Path | None,
     as_json: bool,
-    launch: Callable[[Callable[[Record], None]], Outcome],
+    launch: Callable[[Callable[[Record], None], RunFolder], Outcome],
     shown: Shown,
     *,
     before: Sequence[Record] = (),
@@ -337,7 +338,7 @@ def _do(
         for record in before:
             live.see(record)
         try:
-            outcome = launch(see)
+            outcome = launch(see, folder)
             summary = summarize(run, task, outcome)
             folder.finish(outcome, task, summary)
         except KeyboardInterrupt:

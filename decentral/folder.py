@@ -46,6 +46,11 @@ class RunFolder:
             )
         self._journal.write(records)
 
+    def go_back(self, before: Sequence[Record]) -> None:
+        """Have the journal hold these records alone: those after them will be made once more."""
+        self.close()
+        self._before, self._journal = before, None
+
     def finish(self, outcome: Outcome, task: Task, summary: dict[str, Any]) -> None:
         """Write the checkpoint (when there are parameters) and the summary."""
         if outcome.params:

@@ -190,6 +190,27 @@ class LeaseBook:
         self._fresh = state["leased"]
         self._free = [Range(start, stop) for start, stop in state["open"]]
 
+    def whole_state(self) -> dict[str, Any]:
+        """Return plain values of which `restore_whole` makes this book, with who holds what."""
+        return {
+            "fresh": self._fresh,
+            "free": self._free,
+            "accounts": {worker: (each.granted, list(each.held)) for worker, each in self._accounts.items()},
+            "departed": self._departed,
+            "last_step": self._last_step,
+            "used_up": self._used_up,
+        }
+
+    def restore_whole(self, state: Mapping[str, Any]) -> None:
+        """Be the book that returned this `state`, in the same run."""
+        self._fresh, self._departed = state["fresh"], state["departed"]
+        self._free = [Range(start, stop) for start, stop in state["free"]]
+        self._last_step, self._used_up = state["last_step"], state["used_up"]
+        for worker, (granted, held) in state["accounts"].items():
+            account = self._accounts[worker] = _Account()
+            account.granted = granted
+            account.held.extend(Range(start, stop) for start, stop in held)
+
     def _take(self, samples: int) -> Iterator[Range]:
         while samples > 0 and self._free:
             start, stop = self._free.pop(0)

@@ -135,6 +135,25 @@ class Members:
         party = self._parties[channel, group] = Members(len(changes), tuple(there), self.finished, self.departed)
         return party
 
+    def plain(self) -> list[Any]:
+        """Return plain values that `of` understands."""
+        guests = [[worker, sorted(channels)] for worker, channels in self.guests.items()]
+        admitted = [[channel, list(workers)] for channel, workers in self.admitted.items()]
+        return [self.epoch, list(self.ids), list(self.finished), list(self.departed), guests, admitted]
+
+    @classmethod
+    def of(cls, plain: Sequence[Any]) -> Members:
+        """Return the members that returned these `plain` values."""
+        epoch, ids, finished, departed, guests, admitted = plain
+        return cls(
+            epoch,
+            tuple(ids),
+            tuple(finished),
+            tuple(departed),
+            {worker: frozenset(channels) for worker, channels in guests},
+            {channel: tuple(workers) for channel, workers in admitted},
+        )
+
     def _rank_of(self) -> dict[int, int]:
         if self._ranks is None:
             self._ranks = {worker: rank for rank, worker in enumerate(self.ids)}
@@ -215,6 +234,10 @@ class _Attempt:
     votes: dict[int, Callable[[Decision], None]] = field(default_factory=dict)
     digests: set[int | None] = field(default_factory=set)
 
+    @property
+    def has_failed(self) -> bool:
+        return None in self.digests or len(self.digests) > 1
+
 
 @dataclass(slots=True)
 class _Round:
@@ -266,6 +289,44 @@ class Roster:
             self._repeat(entry)
         self._on_change, self._on_entry = on_change, on_entry
 
+    def state(self) -> dict[str, Any]:
+        """Return plain values that `restore` understands. Like entries, they say nothing of votes on open rounds."""
+        pool = _Pool()
+        decided = [
+            (key, decision.outcome, pool.place(decision.members), pool.place(decision.now))
+            for key, decision in self._decided.items()
+        ]
+        attempts = [
+            (key, epoch, attempt.has_failed)
+            for key, round_ in self._open.items()
+            for epoch, attempt in round_.attempts.items()
+        ]
+        return {
+            "members": self.members.plain(),
+            "log": [
+                (worker, channel, None if channels is None else sorted(channels))
+                for worker, channel, channels in self._log
+            ],
+            "doubtful": sorted(self._doubtful),
+            "pool": pool.rows,
+            "decided": decided,
+            "attempts": attempts,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be the roster that returned this `state`, of the same cohort, before anything happens."""
+        self.members = Members.of(state["members"])
+        self._log = [
+            _Change(worker, channel, None if channels is None else frozenset(channels))
+            for worker, channel, channels in state["log"]
+        ]
+        self._doubtful = set(state["doubtful"])
+        pool = [_earlier(self.members, row) for row in state["pool"]]
+        for key, outcome, members, now in state["decided"]:
+            self._decided[_key(key)] = Decision(outcome, pool[members], pool[now])
+        for key, epoch, has_failed in state["attempts"]:
+            self._repeat(("again" if has_failed else "begun", key, epoch))
+
     def remove(self, worker: int, finished: bool = False, suspected: bool = False) -> None:
         """The worker is dead, or has finished, or is `suspected` to be dead. Completes attempts that waited for it.
 
@@ -276,6 +337,9 @@ class Roster:
                 self._on_entry(("remove", worker, finished, False))
                 self._doubtful.discard(worker)
             return
+        for key, round_ in self._open.items():
+            for epoch in round_.attempts:  # it has begun with the worker, whose vote nobody will hand in again
+                self._on_entry(("begun", key, epoch))
         self._on_entry(("remove", worker, finished, suspected))
         if suspected:
             self._doubtful.add(worker)
@@ -379,11 +443,10 @@ class Roster:
         if round_ is None or epoch not in round_.attempts:
             return
         attempt, newest = round_.attempts[epoch], self.members.party(key.channel, key.group)
-        failed = None in attempt.digests or len(attempt.digests) > 1
-        if failed and epoch < newest.epoch:
+        if attempt.has_failed and epoch < newest.epoch:
             self._on_entry(("again", key, epoch))
             self._answer(attempt, Decision("again", newest, self.members))  # its digests stay for late votes
-        elif failed:
+        elif attempt.has_failed:
             self._decide(key, "skipped", attempt.members)
         elif self._complete(attempt, newest):
             whole = round_.began_with <= set(attempt.members)
@@ -433,6 +496,8 @@ class Roster:
                 self.remove(worker, finished, suspected)
             case ("admit", worker, channel):
                 self._admit(worker, channel)
+            case ("begun", key, epoch):
+                self._attempt(_key(key), epoch)
             case ("again", key, epoch):
                 self._attempt(_key(key), epoch).digests.add(None)
             case ("decide", key, outcome, epoch, ids, guests):
@@ -441,6 +506,41 @@ class Roster:
                 self._keep(_key(key), outcome, members, guests)
             case _:
                 raise ValueError(f"a roster has no entry such as {entry!r}")
+
+
+class _Pool:
+    """Members as rows of plain values, each row once: a thousand decisions have few different ones.
+
+    Who has finished, departed or been admitted only ever becomes more, so of the newest members' lists a row has but
+    the lengths: a run of days has long ones.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[Any, ...], int] = {}
+
+    @property
+    def rows(self) -> list[Any]:
+        return list(self._places)
+
+    def place(self, members: Members) -> int:
+        """Return the index of the members' row."""
+        guests = tuple((worker, tuple(sorted(channels))) for worker, channels in members.guests.items())
+        admitted = tuple((channel, len(workers)) for channel, workers in members.admitted.items())
+        row = members.epoch, members.ids, len(members.finished), len(members.departed), guests, admitted
+        return self._places.setdefault(row, len(self._places))
+
+
+def _earlier(newest: Members, row: Sequence[Any]) -> Members:
+    """Return the members of that row of a `_Pool`."""
+    epoch, ids, finished, departed, guests, admitted = row
+    return Members(
+        epoch,
+        tuple(ids),
+        newest.finished[:finished],
+        newest.departed[:departed],
+        {worker: frozenset(channels) for worker, channels in guests},
+        {channel: newest.admitted[channel][:count] for channel, count in admitted},
+    )
 
 
 def _key(values: Sequence[Any]) -> _Key:

@@ -87,6 +87,9 @@ class Host(Protocol):
     def rest(self) -> None:
         """The worker is between two rounds, about to train."""
 
+    def decline(self) -> None:
+        """The worker is about to leave: who waits for its state had better ask somebody else."""
+
     async def settled(self, channel: str, number: int, decision: Decision, means: Sequence[Tensor]) -> None:
         """A round has come to `decision`, and to these means if it was not skipped."""
 
@@ -96,6 +99,13 @@ class Keeper(Protocol):
 
     def rest(self) -> None:
         """The worker is between two rounds, about to train."""
+
+
+class Estate(Protocol):
+    """What of the worker's own is another's when it leaves."""
+
+    async def hand_on(self) -> None:
+        """The worker is at rest, and trains no more."""
 
 
 class Guard(Protocol):
@@ -126,6 +136,9 @@ class Row(Protocol):
 
 class Guide(Protocol):
     """Who tells a newcomer what it has missed."""
+
+    lost: bool
+    """Whether it can tell no more, though the newcomer needs it: it must come anew."""
 
     async def outcome(self, channel: str, number: int, like: Sequence[Tensor]) -> list[Tensor] | None:
         """Return what a round came to in which the newcomer took no part; None if it was skipped."""
@@ -210,6 +223,9 @@ class Peer:
         self._own_slots: set[str] = set()
         self._restored: set[str] = set()  # slots that nobody has asked for since
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._main: asyncio.Task[Any] | None = None
+        self._failure: BaseException | None = None
+        self._stopped = False
         self._budget = steps
         self._evaluate_every = evaluate_every
         self._next_evaluation = 0
@@ -235,11 +251,13 @@ class Peer:
         self.records = 0
         self.host: Host | None = None
         self.keepers: list[Keeper] = []
+        self.estate: dict[str, Estate] = {}
         self.guard: Guard | None = None
         self.guide: Guide | None = None
         self.row: Row | None = None
         self._stock = None if lease is None else Stock(self, replica, lease, bounded=bounded)
-        self._leaves = False
+        self._words: set[asyncio.Future[None]] = set()  # on their way, that settle what was trained on
+        self.leaves = False
 
     @property
     def everybody(self) -> Members:
@@ -342,7 +360,7 @@ class Peer:
             return 0
         supplied = 0
         if not self.follows:
-            self._rest()
+            await self._rest()
             if self._evaluate_every:
                 await self._evaluate_if_due()
             supplied = steps if self._stock is None else await self._supply(self._stock, steps)
@@ -382,7 +400,7 @@ class Peer:
             return
         if steps <= 0:
             return
-        self._rest()
+        await self._rest()
         await self._evaluate_if_due()
         losses: list[float | None] = []
         before = self.meter.seconds["compute"]
@@ -412,7 +430,7 @@ class Peer:
             return
         self._backward_missed = self.follows
         if not self._backward_missed:
-            self._rest()
+            await self._rest()
             await self._evaluate_if_due()
             if self._stock is not None and not await self._supply(self._stock, 1):
                 self._backward_missed, self._backward_loss = True, None
@@ -611,6 +629,8 @@ class Peer:
         if not words:
             self._stock.ended((channel, round_), None)
         for word in words:
+            self._words.add(word)
+            word.add_done_callback(self._words.discard)
             word.add_done_callback(lambda sent: self._has_come(channel, round_, sent))
 
     def _has_come(self, channel: str, round_: int, sent: asyncio.Future[None]) -> None:
@@ -647,7 +667,7 @@ class Peer:
         return random.Random(seed_of(self.seed, purpose, round_))
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` beside the rule. It is cancelled when the rule ends; if it fails unawaited, the worker fails."""
+        """Run `work` beside the rule. It is cancelled when the rule ends; its failure ends the worker at once."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._spawned_ended)
@@ -692,39 +712,53 @@ class Peer:
     # -- for the worlds ------------------------------------------------------------------------------------------
 
     async def run(self, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
-        """Drive the worker through the rule, from its first record to its last."""
-        self.record(
-            Joined(
-                time_s=self.now(),
-                worker=self.id,
-                parameters=self.layout.size,
-                stage=0 if self.row is None else self.row.stage,
-            )
-        )
+        """Drive the worker through the rule, from its first record to its last. Raises also what `fail` was told."""
+        stage = 0 if self.row is None else self.row.stage
+        self.record(Joined(time_s=self.now(), worker=self.id, parameters=self.layout.size, stage=stage))
+        self._main = asyncio.current_task()
         try:
+            if self._failure is not None:
+                raise self._failure
             await rule(self)
-            for task in [task for task in self._tasks if task.done()]:
-                task.result()  # what is done and still here has failed
             if self._stock is not None:
                 self._stock.finish()
             await self._evaluate_if_due(last=True)
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            raise self._failure from None
         finally:
             self._record_refused()
             self.stop()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def leave(self) -> None:
-        """Leave the run when at rest next, about to train: the machine will be taken away soon."""
-        self._leaves = True
+        """Leave the run when at rest next, about to train: the machine will be taken away soon.
+
+        A newcomer that takes part in nothing yet goes at once: nobody loses anything with it.
+        """
+        self.leaves = True
+        if self.host is not None:
+            self.host.decline()
+        if self.follows:
+            self.fail(PeerGone(PREEMPTED))
+
+    def fail(self, error: BaseException) -> None:
+        """Have `run` end at once with this error, the first one if there are several; when it is over: nothing."""
+        if self._failure is None and not self._stopped:
+            self._failure = error
+            if self._main is not None:
+                self._main.cancel()
 
     def stop(self) -> None:
         """Cancel what runs beside the rule: nothing of it goes on from where it waits."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
 
     def left(self, reason: str) -> Left:
-        """Return the worker's last record, with its accounts. Who has taken part has no `guide` any more."""
-        if not self.follows:
+        """Return the worker's last record, with its accounts. Only who may come anew as a guest keeps its `guide`."""
+        if not self.follows and not (self.guide is not None and self.guide.lost):
             self.guide = None
         self._record_refused()
         self.meter.close()
@@ -800,10 +834,18 @@ class Peer:
         if snapshot.life is not None:
             self._live_on(snapshot.life)
 
+    def room_for(self, name: str, numel: int) -> Tensor:
+        """Return where a tensor of a newcomer's snapshot is in place for `restore`, `[numel]`. Raises as `restore`."""
+        if name.startswith(SLOT):
+            return self._replica.vector(numel)
+        held = {PARAMS: self.params, STATISTICS: self.statistics}
+        held |= {INNER + name: self._replica.inner_state(name) for name in self._inner_states}
+        return _fitting(held, name, numel)
+
     def _take_over(self, tensors: Mapping[str, Tensor]) -> None:
-        held_by_name = {PARAMS: self.params}
-        held_by_name |= {BUFFER + name: values for name, values in self._replica.buffers().items()}
-        held_by_name |= {INNER + name: self._replica.inner_state(name) for name in self._inner_states}
+        held = {PARAMS: self.params}
+        held |= {BUFFER + name: values for name, values in self._replica.buffers().items()}
+        held |= {INNER + name: self._replica.inner_state(name) for name in self._inner_states}
         for name, values in tensors.items():
             if name.startswith(SLOT):
                 self._slots[name.removeprefix(SLOT)] = values
@@ -811,10 +853,7 @@ class Peer:
             elif name == STATISTICS:
                 self.statistics = values
             else:
-                held = held_by_name.get(name)
-                if held is None or held.numel() != values.numel():
-                    raise PeerGone(f"the state has a '{name}' of {values.numel()} elements, which is not what we have")
-                held.copy_(values)
+                _fitting(held, name, values.numel()).copy_(values)
 
     def _live_on(self, life: Life) -> None:
         """The worker's earlier life was this far."""
@@ -906,18 +945,33 @@ class Peer:
         self._refused.clear()
 
     def _spawned_ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or task.exception() is None:
-            self._tasks.discard(task)
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
 
-    def _rest(self) -> None:
+    async def _rest(self) -> None:
         if self._unsettled:
             return
-        if self._leaves:
+        if self.leaves and await self._has_handed_in():
+            for each in self.estate.values():
+                await each.hand_on()
             raise PeerGone(PREEMPTED)
         if self.host is not None:
             self.host.rest()
         for keeper in list(self.keepers):
             keeper.rest()
+
+    async def _has_handed_in(self) -> bool:
+        """Return whether all that the worker has trained on is settled, as far as leases tell; alone it never will be.
+
+        In gossip a worker may be without a partner for a round, and after a round that was skipped the next one counts.
+        """
+        if self._stock is None or len(self.members) < 2:
+            return True
+        if self._words:
+            await asyncio.wait(self._words)
+        return self._stock.is_settled
 
     async def _supply(self, stock: Stock, steps: int) -> int:
         """Have samples for that many local steps, fewer if the stream ends, and ask for as many more; return how many.
@@ -984,6 +1038,14 @@ class Peer:
             self._evaluated = True
             self._next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
             await self.evaluate()
+
+
+def _fitting(held: Mapping[str, Tensor], name: str, numel: int) -> Tensor:
+    """Return the tensor of that name and length; raises `PeerGone` if there is none."""
+    values = held.get(name)
+    if values is None or values.numel() != numel:
+        raise PeerGone(f"the state has a '{name}' of {numel} elements, which is not what we have")
+    return values
 
 
 class Crowd:

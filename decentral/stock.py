@@ -117,6 +117,11 @@ class Stock:
             self._fates.append((upto, fate))
             self._decide()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing that was trained on would be lost with the worker."""
+        return self._decided == self._trained
+
     def finish(self) -> None:
         """The worker has finished: nothing of what it trained on will be lost."""
         self._fates.append((self._trained, Settled))

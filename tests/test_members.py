@@ -524,3 +524,48 @@ def test_parties_of_the_past_are_what_they_were(seed: int) -> None:
     for channel, known in channels.items():
         for epoch, ids in known.items():
             assert roster._party_at(epoch, _Key((), channel, 1)).ids == ids
+
+
+# -- a roster that goes on as another one -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_roster_made_from_the_state_of_another_answers_as_that_one(seed: int) -> None:
+    """At any moment, once open votes have been handed in again: after doubts, failed attempts, deaths and guests."""
+    chance = random.Random(seed)
+    clerk, open_votes, round_ = Clerk(*range(4)), dict[int, tuple[int, int, int | None]](), 1
+    for _ in range(60):
+        roster = clerk.roster
+        worker = chance.randrange(4)
+        if chance.random() < 0.15:
+            successor = Clerk(*range(4))
+            successor.roster.restore(roster.state())
+            for voter, (number, epoch, digest) in open_votes.items():
+                successor.vote(voter, digest, round_=number, epoch=epoch)
+            assert successor.news() == []
+            assert successor.roster.state() == roster.state()
+            assert votes_on(successor, open_votes, round_) == votes_on(clerk, open_votes, round_)
+            return
+        if worker not in roster.members:
+            roster.join(worker)
+        elif chance.random() < 0.2 and len(roster.members.party()) > 1:
+            open_votes.pop(worker, None)
+            roster.remove(worker, suspected=chance.random() < 0.5)
+        elif worker not in open_votes:
+            epoch = max(0, roster.members.party("sync").epoch - chance.randrange(2))  # some are late
+            vote = round_, epoch, chance.choice((7, 7, 7, None))
+            open_votes[worker] = vote
+            clerk.vote(worker, vote[2], round_=vote[0], epoch=vote[1])
+        for voter, outcome, _ in clerk.news():
+            open_votes.pop(voter, None)
+            round_ += outcome not in ("again",) and voter in roster.members
+
+
+def votes_on(clerk: Clerk, open_votes: dict[int, tuple[int, int, int | None]], round_: int) -> object:
+    """Have whoever has no open vote vote as well, also on what is decided; return what everybody is told."""
+    members = clerk.roster.members
+    for number in range(1, round_ + 1):
+        for worker in members:
+            if worker not in open_votes:
+                clerk.vote(worker, 7, round_=number, epoch=members.party("sync").epoch)
+    return clerk.news()

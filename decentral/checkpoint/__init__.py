@@ -13,6 +13,7 @@ from decentral.checkpoint.make import make_checkpoint, records_before
 from decentral.checkpoint.manifest import Description, File, Manifest
 from decentral.checkpoint.settings import Checkpoints
 from decentral.checkpoint.storage import Storage, StorageError
+from decentral.checkpoint.threads import in_thread
 
 __all__ = [
     "Abandoned",
@@ -29,6 +30,7 @@ __all__ = [
     "Storage",
     "StorageError",
     "Uneven",
+    "in_thread",
     "keep",
     "load",
     "make_checkpoint",

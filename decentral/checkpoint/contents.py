@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+import xxhash
 from torch import Tensor
 
 from decentral.checkpoint.manifest import CHUNK, DTYPES, Description, File, Held, Piece
@@ -17,8 +17,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def digest_of(data: bytes | memoryview) -> str:
-    """Return the SHA-256 digest, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+    """Return the XXH3 digest of 128 bits, in hexadecimal.
+
+    It tells chunks apart and finds what is torn, at the speed of memory; it is no defence against who wants to deceive.
+    """
+    return xxhash.xxh3_128_hexdigest(data)
 
 
 def describe(worker: int, snapshot: Snapshot) -> Description:

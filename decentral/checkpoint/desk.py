@@ -52,6 +52,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._margin = 1
+        self._vain: dict[str, int] = {}  # a channel's newest round when a cut was made there that did not come
         self._open: _Open | None = None
         self._ordered = asyncio.Event()
         self._ended = ""
@@ -72,6 +73,18 @@ class Desk:
     def abandon(self, reason: str) -> None:
         """Give up the checkpoint under way, if there is one."""
         self._abandon(Abandoned(reason))
+
+    @property
+    def missing(self) -> str:
+        """What the checkpoint under way is waiting for."""
+        draft = self._open
+        if draft is None:
+            return "nothing"
+        if silent := draft.members - draft.standings.said.keys():
+            return f"workers {sorted(silent)} have not said which rounds they have settled"
+        if draft.cut is not None and (silent := draft.members - draft.descriptions.said.keys()):
+            return f"for workers {sorted(silent)} round {draft.cut.number} of '{draft.cut.channel}' has not come"
+        return f"workers {sorted(draft.members - draft.files.keys())} have not written their share"
 
     def left(self, worker: int, finished: bool) -> None:
         """The worker has left the run."""
@@ -121,15 +134,22 @@ class Desk:
         return self._open
 
     def _cut(self, standings: dict[int, Mapping[str, int]]) -> Cut:
-        """Return a round of the channel that all have and on which rounds are the most frequent."""
+        """Return a round of the channel that all have and on which rounds are the most frequent.
+
+        A rule may have done with a channel on which there were many: if its next one did not come for the last
+        checkpoint, another channel is taken.
+        """
         newest = {
             channel: max(rounds[channel] for rounds in standings.values())
             for channel in set.intersection(*(set(rounds) for rounds in standings.values()))
         }
         if not newest:
             raise self._abandon(Abandoned("no round has been settled yet"))
-        channel = max(sorted(newest), key=lambda channel: newest[channel])
-        return Cut(channel, newest[channel] + self._margin)
+        going_on = [channel for channel in sorted(newest) if newest[channel] > self._vain.get(channel, -1)]
+        channel = max(going_on or sorted(newest), key=lambda channel: newest[channel])
+        assert self._open is not None
+        self._open.stood, self._open.cut = newest[channel], Cut(channel, newest[channel] + self._margin)
+        return self._open.cut
 
     def _plan(self, descriptions: dict[int, Description]) -> Shares:
         apart = uneven(descriptions)
@@ -139,9 +159,11 @@ class Desk:
         return plan(descriptions)
 
     def _abandon(self, error: Abandoned) -> Abandoned:
-        if self._open is not None:
-            self._open.fail(error)
-            self._open = None
+        draft, self._open = self._open, None
+        if draft is not None:
+            if draft.cut is not None and draft.descriptions.said.keys() != draft.members:
+                self._vain[draft.cut.channel] = draft.stood
+            draft.fail(error)
         return error
 
 
@@ -150,6 +172,8 @@ class _Open:
 
     def __init__(self, folder: str, members: frozenset[int]) -> None:
         self.folder, self.members = folder, members
+        self.cut: Cut | None = None
+        self.stood = 0  # the newest round of the cut's channel when it was made
         self.standings: _Gathering[Mapping[str, int], Cut] = _Gathering(members)
         self.descriptions: _Gathering[Description, Shares] = _Gathering(members)
         self.files: dict[int, File] = {}

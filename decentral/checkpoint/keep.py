@@ -11,6 +11,7 @@ from decentral.checkpoint.archive import write_share
 from decentral.checkpoint.contents import describe
 from decentral.checkpoint.desk import Abandoned, Cut
 from decentral.checkpoint.manifest import Description, File
+from decentral.checkpoint.settings import WRITING_S
 from decentral.checkpoint.storage import Storage, StorageError
 from decentral.errors import RunError
 from decentral.peer import Peer
@@ -33,18 +34,18 @@ class DeskLine(Protocol):
     async def failed(self, worker: int, folder: str, reason: str) -> None: ...
 
 
-async def keep(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside) -> None:
+async def keep(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, writing_s: float = WRITING_S) -> None:
     """Take part in all checkpoints of the run, for ever: `peer.spawn` this beside the rule.
 
     Training waits for nothing but the copy of the state out of live buffers. What goes wrong is told to the desk, and
-    never ends the worker.
+    never ends the worker. A round that does not come within `writing_s` seconds may never come: its channel is over.
     """
     done = ""
     while True:
         folder = ""
         try:
             folder = await desk.order(peer.id, done)
-            await _take_part(peer, desk, storage, aside, folder)
+            await _take_part(peer, desk, storage, aside, folder, writing_s)
             done = folder  # one that came to nothing may be ordered again under the same name
         except Abandoned:
             continue
@@ -54,9 +55,12 @@ async def keep(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside) -> No
             await asyncio.sleep(RETRY_S)
 
 
-async def _take_part(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, folder: str) -> None:
+async def _take_part(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, folder: str, writing_s: float) -> None:
     cut = await desk.stand(peer.id, folder, peer.rounds_settled)
-    snapshot = await state_at(peer, cut)
+    try:
+        snapshot = await asyncio.wait_for(state_at(peer, cut), writing_s)
+    except (asyncio.TimeoutError, TimeoutError):
+        raise Abandoned(f"round {cut.number} of '{cut.channel}' has not come within {writing_s:g} s") from None
     description = await aside(partial(describe, peer.id, snapshot))
     share = await desk.describe(peer.id, folder, description)
     file = await aside(partial(write_share, storage, folder, snapshot, description, share))

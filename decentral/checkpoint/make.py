@@ -40,8 +40,8 @@ async def make_checkpoint(
     the run (of one that is gone: how many it has). `journalled` is awaited before the commit, with how many records of
     each worker come before the checkpoint. `extra` is kept in the manifest as it is.
 
-    Raises `Abandoned` when it could not be written (within `timeout_s` seconds an attempt): nothing has happened then,
-    and the next one may be. `StorageError` and `RunError` as `Archive.commit` does.
+    Raises `Abandoned` when it could not be written (within `timeout_s` seconds an attempt), or `journalled` took as
+    long: nothing has happened then, and the next one may be. `StorageError` and `RunError` as `Archive.commit` does.
     """
     folder, draft = await _written(desk, archive, members, aside, timeout_s)
     journal = Counter(earlier)
@@ -61,7 +61,10 @@ async def make_checkpoint(
     except ValidationError as error:
         raise Abandoned(f"the workers did not write what they were asked to: {error.errors()[0]['msg']}") from None
     if journalled is not None:
-        await journalled(manifest.journal)
+        try:
+            await asyncio.wait_for(journalled(manifest.journal), timeout_s)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise Abandoned(f"within {timeout_s:g} s the journal had not every record before it") from None
     await aside(partial(archive.commit, folder, manifest))
     return folder, manifest
 
@@ -76,8 +79,9 @@ async def _written(
         except Uneven as error:
             apart = error
         except (asyncio.TimeoutError, TimeoutError):
-            desk.abandon(f"it was not written within {timeout_s:g} s")
-            raise Abandoned(f"it was not written within {timeout_s:g} s") from None
+            late = Abandoned(f"it was not written within {timeout_s:g} s: {desk.missing}")
+            desk.abandon(str(late))
+            raise late from None
     raise apart
 
 

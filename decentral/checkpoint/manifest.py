@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 
 from decentral.snapshot import Life
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a reader refuses any other."""
 CHUNK = 1 << 22
 """Bytes that are hashed, shared out and read as one."""
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""SHA-256, in hexadecimal."""
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+"""XXH3 of 128 bits, in hexadecimal."""
 
 DTYPES = {
     "F64": torch.float64,

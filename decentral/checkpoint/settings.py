@@ -6,6 +6,9 @@ from pydantic import Field
 
 from decentral.part import Section
 
+WRITING_S = 600.0
+"""Seconds that making one checkpoint may take, or as long as lies between two, if that is longer."""
+
 
 class Checkpoints(Section):
     """Where a run keeps its state, and how often."""
@@ -17,3 +20,8 @@ class Checkpoints(Section):
     """Seconds between two checkpoints; the next one waits until the last one is written."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints that stay; older ones are removed when a new one is whole."""
+
+    @property
+    def writing_s(self) -> float:
+        """Seconds after which a checkpoint that is not written is given up."""
+        return max(WRITING_S, self.every_s)

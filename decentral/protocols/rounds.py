@@ -22,6 +22,7 @@ from decentral.protocols.collectives import ALL_REDUCE, FOLDING, AllReduce, Atte
 from decentral.protocols.fragments import Fragment
 from decentral.protocols.merge import Mean, Merge, MergeField, weighted_mean
 from decentral.protocols.rule import Newcomers, SyncRule
+from decentral.protocols.unsent import coder_of
 from decentral.replica import digest, seed_of
 from decentral.wire import FrameError
 
@@ -143,7 +144,7 @@ class Round:
         if codec.shaped:
             spans = self._fragments[index].spans if self._fragments else ((0, peer.layout.size),)
             codec = codec.fit(peer.layout.shapes(spans))
-        coder = codec.coder(lambda slot, like: peer.slot(f"{name}.{slot}", like, own=True)) or Coder(codec)
+        coder = coder_of(peer, codec, name, lambda: peer.party(self._channel, self._group))
         fold = _Fold(peer, self._merge, name, all_or_none=codec.same_participants)
         self._pieces[index] = piece = _Piece(peer, values, weight, coder, fold)
         piece.start(self._reduction(index))

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec, CodecField, Coder, Float32
+from decentral.protocols.codecs import Codec, CodecField, Float32
 from decentral.protocols.hosting import GLOBALS, deliver, hear, host_of, knock, pull_channel, push_channel, stay_of
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
 from decentral.protocols.server import Server
+from decentral.protocols.unsent import coder_of
 from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal
 
 
@@ -111,7 +112,7 @@ class _Link:
         self._rule, self._peer = rule, peer
         self.anchor = peer.slot("anchor", torch.cat([peer.params] * rule.vectors))
         codec = rule.push_codec(peer)
-        self._coder = codec.coder(lambda name, like: peer.slot(f"push.{name}", like, own=True)) or Coder(codec)
+        self._coder = coder_of(peer, codec, "push", lambda: peer.members)
         self._serving: asyncio.Task[None] | None = None
         self._newcomer = peer.id in peer.everybody.admitted.get("", ())
         self._knocked: set[str] = set()  # at these hosts' stays

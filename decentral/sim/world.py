@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import islice
@@ -16,10 +15,10 @@ from decentral.fleet.happenings import happenings, happenings_until, starters
 from decentral.journal import Record
 from decentral.leases import Grant, LeaseBook, Request
 from decentral.members import Ballot, Decision, Members, Roster, cohort_of
-from decentral.peer import Crowd, Peer
+from decentral.peer import PREEMPTED, Crowd, Peer
 from decentral.protocols import SyncRule
-from decentral.protocols.joining import Host, entering
-from decentral.replica import BatchId, Spans, seed_of
+from decentral.protocols.joining import Host, entering, host_for
+from decentral.replica import BatchId, Spans
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.durations import Durations
 from decentral.sim.layerwise import FORWARD_SHARE, LayerwisePhases
@@ -64,6 +63,7 @@ class SimWorld:
         self._line_shares: defaultdict[int, list[float]] = defaultdict(list)  # what is left of each worker's line
         self._peers: dict[int, Peer] = {}
         self._mains: dict[int, asyncio.Task[None]] = {}
+        self._hosts: dict[int, int] = {}  # whom newcomers were told to ask
         self._headers = HeaderSizes()
         self._unsent: list[int] = [0] * fleet.size
         self._drained: dict[int, asyncio.Future[None]] = {}
@@ -189,11 +189,11 @@ class SimWorld:
         if worker in self._peers:
             return
         self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
-        able = [member for member in self._roster.members.party() if member in self._peers]
-        if not able:
+        host = host_for(worker, self._roster.members, self._hosts)
+        if host is None:
             return  # there is nobody who could let it in
+        self._hosts[worker] = host
         self._roster.join(worker)
-        host = random.Random(seed_of(self._seed, "host", worker, self._roster.members.epoch)).choice(able)
         self._begin(self._make(worker), entering(self._rule, host))
 
     async def _live(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
@@ -207,8 +207,10 @@ class SimWorld:
                 raise
             return  # crashed, and `_crash` has said so
         except PeerGone as error:
+            if self._peers.get(peer.id) is not peer:
+                return  # it crashed as it was leaving
             self._leave(peer, str(error))
-            if peer.guide is not None:  # a newcomer whose host went: somebody else may let it in
+            if peer.guide is not None and str(error) != PREEMPTED:  # its host went: somebody else may let it in
                 self._loop.call_soon(self._join, peer.id)
             return
         self._leave(peer, "finished")

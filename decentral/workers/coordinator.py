@@ -10,26 +10,26 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
 from decentral.checkpoint import Desk
 from decentral.errors import ConfigError
-from decentral.journal import KINDS, Joined, Left, Record, Synced, Trained, record_from
+from decentral.journal import KINDS, Record, record_from
 from decentral.leases import Grant, LeaseBook, Request
 from decentral.members import Ballot, Decision, Entry, Members, Roster
+from decentral.protocols.joining import host_for
 from decentral.workers.ledger import Ledger
+from decentral.workers.reports import Fields, Reports, plain
 from decentral.workers.resume import Resumption
-from decentral.workers.status import Attendance, Status, Tally
+from decentral.workers.status import Attendance, Status
 from decentral.workers.transport import Contact, Sign
 
 WATCH_S = 10.0
 """A watch that has nothing to tell is answered after so many seconds, and asked again."""
-
-Fields = dict[str, Any]
 
 
 class Refused(Exception):
@@ -113,7 +113,6 @@ class Coordinator:
         resumed: Resumption | None = None,
     ) -> None:
         self.desk = Desk()
-        self._tally = Tally()
         self._resumed = resumed
         self._expected = frozenset(workers)
         self._book = book
@@ -123,19 +122,14 @@ class Coordinator:
         self._began_s = 0.0
         self._begun = asyncio.Event()
         self._change = asyncio.Event()
-        self._records: list[Fields] = []
-        self._taken = 0
-        self._reported: Counter[int] = Counter()
-        self._lines = Counter(resumed.lines if resumed else {})  # of the journal, by worker
-        self._taken_lines = Counter(self._lines)  # that the driver has
-        self._took = asyncio.Event()
-        self._lines_before: dict[int, int] = {}  # its present life
-        self._lives: defaultdict[int, _Life] = defaultdict(_Life)
+        self._reports = Reports(resumed.lines if resumed else {})
         self._departed = 0
         self._heard: dict[int, float] = {}
         self._polled = clock()
         self._gone: dict[int, Gone] = {}  # until the driver has seen to it, or the worker is back
         self._news: list[str] = []
+        self._doing = 0  # calls in which entries are noted, one within another
+        self._noted: list[Any] = []
         if ledger is not None:
             self._go_on(ledger)
 
@@ -169,7 +163,8 @@ class Coordinator:
             for other in self._seats.values():
                 if other.entrant.stage == entrant.stage:
                     _require_equal(other.entrant, entrant)
-            self._take_in(entrant, 0 if seat is None else seat.incarnation + 1)
+            with self._at_once():
+                self._take_in(entrant, 0 if seat is None else seat.incarnation + 1)
         await self._begun.wait()
         seat = self._seats.get(worker)
         if seat is None or seat.entrant != entrant:
@@ -180,8 +175,9 @@ class Coordinator:
         """Begin the run with whoever has joined; the others come as newcomers. Again: nothing."""
         if self._roster is None:
             now = self._clock()
-            self._note("begin", now)
-            self._begin(now)
+            with self._at_once():
+                self._note("begin", now)
+                self._begin(now)
 
     async def suspect(self, worker: int, incarnation: int) -> None:
         """Somebody does not hear that incarnation of the worker any more: find out, and take it out if it is gone."""
@@ -190,21 +186,25 @@ class Coordinator:
             return
         sign = await self._call(seat.entrant.address)
         if sign != "alive" and self._seats[worker] is seat and not self._is_out(worker):
-            self._take_out(worker, "crashed" if sign == "gone" else "stalled", suspected=sign == "silent")
+            with self._at_once():
+                self._take_out(worker, "crashed" if sign == "gone" else "stalled", suspected=sign == "silent")
 
     def remove(self, worker: int, life: int, reason: str) -> None:
         """That life of the worker is over for sure, and why: whoever waits for it is told."""
         seat = self._seats.get(worker)
         if seat is None or seat.entrant.life != life:
             return
-        if self._roster is None:
-            self._note("stand", worker)
-            del self._seats[worker]
-        else:
-            self._heard.pop(worker, None)
-            self._gone.pop(worker, None)
-            self._write_last_record(worker, reason)
-            self._roster.remove(worker)
+        with self._at_once():
+            if self._roster is None:
+                self._note("stand", worker)
+                del self._seats[worker]
+            else:
+                self._heard.pop(worker, None)
+                self._write_last_record(worker, reason)
+                self._roster.remove(worker)
+                if worker in self._gone:
+                    self._note("known", worker)
+                    del self._gone[worker]
 
     def require_seat(self, worker: int, incarnation: int) -> None:
         """Raise `Refused` unless this is the incarnation of the worker that is in the run; note that it lives."""
@@ -226,7 +226,8 @@ class Coordinator:
             if not answer.done():
                 answer.set_result(decision)
 
-        self._roster.vote(ballot, decided)
+        with self._at_once():
+            self._roster.vote(ballot, decided)
         return await answer
 
     def lease(self, request: Request) -> Grant:
@@ -235,8 +236,9 @@ class Coordinator:
             raise Refused("in this run each worker has samples of its own")
         if request.wanted % self._book.batch_size:
             raise Refused(f"leases are multiples of the batch size, {self._book.batch_size} samples")
-        self._note("lease", request)
-        return self._book.lease(request)
+        with self._at_once():
+            self._note("lease", request)
+            return self._book.lease(request)
 
     async def watch(self, epoch: int) -> Members:
         """Return the members as soon as there is an epoch after this one; after `WATCH_S` the same ones again."""
@@ -250,13 +252,11 @@ class Coordinator:
 
         A report without records is a sign of life. Raises `Refused` for what is no record.
         """
-        known = self._reported[worker]
-        fresh = records[max(0, known - first) :]
-        checked = [_checked_record(worker, fields) for fields in fresh]
-        if fresh:
-            self._note("report", worker, [_plain(record) for record in checked])
-            self._reported[worker] += len(checked)
-            self._keep(worker, checked)
+        checked = [_checked_record(worker, fields) for fields in self._reports.unknown(worker, first, records)]
+        if checked:
+            with self._at_once():
+                self._note("report", worker, [plain(record) for record in checked])
+                self._take(worker, checked)
 
     def leave(self, worker: int, incarnation: int, first: int, records: Sequence[Fields], finished: bool) -> None:
         """A worker's last report, when it has `finished` or must go. It is no member any more; again: nothing."""
@@ -264,16 +264,17 @@ class Coordinator:
             return  # the answer was lost
         self.require_seat(worker, incarnation)
         assert self._roster is not None
-        self.report(worker, first, records)
-        self._heard.pop(worker, None)
-        self._roster.remove(worker, finished=finished)
+        with self._at_once():
+            self.report(worker, first, records)
+            self._heard.pop(worker, None)
+            self._roster.remove(worker, finished=finished)
 
     @property
     def lines_before(self) -> dict[int, int]:
         """How many lines of the journal each worker had before its present life; of one that is gone, all."""
         return {
-            worker: lines if self._is_out(worker) else self._lines_before.get(worker, 0)
-            for worker, lines in self._lines.items()
+            worker: lines if self._is_out(worker) else self._reports.lines_before.get(worker, 0)
+            for worker, lines in self._reports.lines.items()
         }
 
     async def begun(self) -> None:
@@ -282,8 +283,7 @@ class Coordinator:
 
     async def journalled(self, lines: Mapping[int, int]) -> None:
         """Return when the driver has so many lines of the journal of each worker."""
-        while any(self._taken_lines[worker] < count for worker, count in lines.items()):
-            await self._took.wait()
+        await self._reports.journalled(lines)
 
     def tell(self, news: str) -> None:
         """Have the driver hear this."""
@@ -300,17 +300,18 @@ class Coordinator:
         if now - self._polled > self._silence_s / 2:  # it was us who slept, or the driver: the silence proves nothing
             self._heard = dict.fromkeys(self._heard, now)
         self._polled = now
-        for worker in [worker for worker, heard in self._heard.items() if now - heard > self._silence_s]:
-            self._take_out(worker, "stalled", suspected=True)
-        if taken > self._taken:
-            self._note("taken", taken)
-            self._forget(taken)
-            self._took.set()
-            self._took = asyncio.Event()
+        with self._at_once():
+            for worker in [worker for worker, heard in self._heard.items() if now - heard > self._silence_s]:
+                self._take_out(worker, "stalled", suspected=True)
+            if taken > self._reports.taken:
+                self._note("taken", taken)
+                self._reports.forget(taken)
+        if self._ledger is not None and self._ledger.is_long:
+            self._ledger.begin_anew([("state", self._state())])
         news, self._news = self._news, []
         members = [] if self._roster is None else list(self._roster.members)
         return {
-            "records": list(self._records),
+            "records": list(self._reports.held),
             "joined": len(self._seats),
             "begun": self._roster is not None,
             "lives": [(worker, seat.entrant.life) for worker, seat in self._seats.items()],
@@ -329,9 +330,9 @@ class Coordinator:
             guests=tuple(guest for guest in members.guests if guest not in members.party()),
             nodes={worker: seat.entrant.address.rpartition(":")[0] for worker, seat in self._seats.items()},
             heard_s={worker: now - heard for worker, heard in self._heard.items()},
-            held_back=len(self._records),
+            held_back=len(self._reports.held),
         )
-        return self._tally.status(run, attendance, now - self._began_s if begun else 0.0)
+        return self._reports.tally.status(run, attendance, now - self._began_s if begun else 0.0)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -353,17 +354,17 @@ class Coordinator:
         worker = seat.entrant.worker
         self._seats[worker] = seat
         self._gone.pop(worker, None)
-        self._reported[worker] = 0
-        known = self._resumed.lived.get(worker, 0) if self._resumed and seat.host is None else 0
-        self._lines_before[worker] = self._lines[worker] - known
+        self._reports.begin_life(
+            worker, self._resumed.lived.get(worker, 0) if self._resumed and seat.host is None else 0
+        )
 
     def _host_for(self, newcomer: int) -> int:
-        """Return the member that has the fewest newcomers to look after; raises `Refused`."""
-        able = [worker for worker in self.members.party() if worker != newcomer]
-        if not able:
+        """Return the member that had best let the newcomer in; raises `Refused`."""
+        hosts = {worker: seat.host for worker, seat in self._seats.items() if seat.host is not None}
+        host = host_for(newcomer, self.members, hosts)
+        if host is None:
             raise Refused("nobody is left who could let a newcomer in")
-        busy = Counter(self._seats[guest].host for guest in self.members if guest not in able)
-        return min(able, key=lambda worker: (busy[worker], self._seats[worker].incarnation, worker))
+        return host
 
     def _is_out(self, worker: int) -> bool:
         return self._roster is not None and worker not in self._roster.members
@@ -378,34 +379,26 @@ class Coordinator:
         self._roster.remove(worker, suspected=suspected)
 
     def _begin(self, began_s: float) -> None:
-        absent = self._expected - self._seats.keys()
-        self._roster = Roster(tuple(sorted(self._expected)), self._changed, absent, self._note_roster)
+        self._roster = self._new_roster(absent=self._expected - self._seats.keys())
         self._began_s = began_s - (self._resumed.time_s if self._resumed else 0.0)
         self._heard = dict.fromkeys(self._seats, self._clock())
         self._begun.set()
 
-    def _keep(self, worker: int, records: Sequence[Record]) -> None:
-        self._lines[worker] += len(records)
-        self._records += [_plain(record) for record in records]
-        for record in records:
-            self._lives[worker].see(record)
-            self._tally.see(record)
-            if self._book is not None:
-                self._book.saw(record)
+    def _new_roster(self, absent: Collection[int] = ()) -> Roster:
+        return Roster(tuple(sorted(self._expected)), self._changed, absent, self._note_roster)
 
-    def _forget(self, taken: int) -> None:
-        """The driver has so many records in all: these are kept no longer."""
-        gone = taken - self._taken
-        self._taken_lines.update(fields["worker"] for fields in self._records[:gone])
-        del self._records[:gone]
-        self._taken = taken
+    def _take(self, worker: int, records: Sequence[Record]) -> None:
+        self._reports.take(worker, records)
+        if self._book is not None:
+            for record in records:
+                self._book.saw(record)
 
     def _write_last_record(self, worker: int, reason: str) -> None:
         """Write the last record of a worker that cannot."""
-        if self._lives[worker].is_on:
-            last = self._lives[worker].last_record(worker, self._clock() - self._began_s, reason)
-            self._note("last", worker, _plain(last))
-            self._keep(worker, [last])
+        last = self._reports.last_record(worker, self._clock() - self._began_s, reason)
+        if last is not None:
+            self._note("last", worker, plain(last))
+            self._reports.keep(worker, [last])
 
     def _changed(self, members: Members) -> None:
         if self._book is not None:
@@ -418,16 +411,30 @@ class Coordinator:
 
     # -- the ledger --------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Have all that is noted within in the ledger at once: whenever we die, it has been done or it has not."""
+        self._doing += 1
+        try:
+            yield
+        finally:
+            self._doing -= 1
+            if self._noted and not self._doing and self._ledger is not None:
+                self._ledger.append(self._noted)
+                self._noted = []  # if the disk is full they come with the next ones
+
     def _note(self, *entry: Any) -> None:
         if self._ledger is not None:
-            self._ledger.append(entry)
+            self._noted.append(entry)
 
     def _note_roster(self, entry: Entry) -> None:
         self._note("roster", entry)
 
     def _go_on(self, ledger: Ledger) -> None:
-        for entry in ledger.entries():
+        for entry in chain.from_iterable(ledger.entries()):
             match entry:
+                case ("state", state):
+                    self._restore(state)
                 case ("seat", fields, incarnation, host):
                     self._sit_down(Seat(Entrant(*fields), incarnation, host))
                 case ("stand", worker):
@@ -436,61 +443,49 @@ class Coordinator:
                     self._begin(began_s)
                 case ("gone", worker, life, reason):
                     self._gone[worker] = Gone(worker, life, reason)
+                case ("known", worker):
+                    del self._gone[worker]
                 case ("roster", told) if self._roster is not None:
                     self._roster.replay([told])
                     self._changed(self._roster.members)
                 case ("report", worker, records):
-                    self._reported[worker] += len(records)
-                    self._keep(worker, [record_from(fields) for fields in records])
+                    self._take(worker, [record_from(fields) for fields in records])
                 case ("last", worker, fields):
-                    self._keep(worker, [record_from(fields)])
+                    self._reports.keep(worker, [record_from(fields)])
                 case ("lease", request) if self._book is not None:
                     self._book.lease(Request(*request))
                 case ("taken", taken):
-                    self._forget(taken)
+                    self._reports.forget(taken)
                 case _:
                     raise ValueError(f"a ledger has no entry such as {entry!r}")
         if self._roster is not None:
             self._heard = dict.fromkeys(self._roster.members, self._clock())
 
+    def _state(self) -> Fields:
+        """Return plain values that say as much as all entries of the ledger so far."""
+        return {
+            "seats": [(dataclasses.astuple(entrant), *rest) for entrant, *rest in self._seats.values()],
+            "gone": list(self._gone.values()),
+            "began_s": self._began_s,
+            "roster": None if self._roster is None else self._roster.state(),
+            "book": None if self._book is None else self._book.whole_state(),
+            "reports": self._reports.state(),
+        }
 
-class _Life:
-    """What the records of a worker's present life come to so far."""
-
-    def __init__(self) -> None:
-        self.is_on = False
-        self._step = self._sent_bytes = 0
-        self._compute_s = 0.0
-
-    def see(self, record: Record) -> None:
-        if isinstance(record, Joined):
-            self.is_on = True
-            self._step = self._sent_bytes = 0
-            self._compute_s = 0.0
-        elif isinstance(record, Left):
-            self.is_on = False
-        elif isinstance(record, Trained):
-            self._step = record.step
-            self._compute_s += record.seconds
-        elif isinstance(record, Synced):
-            self._sent_bytes = record.sent_bytes
-
-    def last_record(self, worker: int, time_s: float, reason: str) -> Left:
-        return Left(
-            time_s=time_s,
-            worker=worker,
-            reason=reason,
-            step=self._step,
-            seconds={"compute": self._compute_s, "talk": 0.0, "wait": 0.0, "evaluate": 0.0},
-            sent_bytes=self._sent_bytes,
-            received_bytes=0,
-            messages_sent=0,
-        )
-
-
-def _plain(record: Record) -> Fields:
-    """Return the record's fields as they are: `asdict` would copy them, and a replay is mostly this."""
-    return {"kind": record.kind, **{field.name: getattr(record, field.name) for field in dataclasses.fields(record)}}
+    def _restore(self, state: Fields) -> None:
+        for fields, incarnation, host in state["seats"]:
+            seat = Seat(Entrant(*fields), incarnation, host)
+            self._seats[seat.entrant.worker] = seat
+        self._gone = {worker: Gone(worker, life, reason) for worker, life, reason in state["gone"]}
+        self._began_s = state["began_s"]
+        self._reports.restore(state["reports"])
+        if self._book is not None:
+            self._book.restore_whole(state["book"])
+        if state["roster"] is not None:
+            self._roster = self._new_roster()
+            self._roster.restore(state["roster"])
+            self._begun.set()
+            self._changed(self._roster.members)
 
 
 def _require_equal(first: Entrant, entrant: Entrant) -> None:
@@ -512,7 +507,7 @@ def _checked_record(worker: int, fields: Fields) -> Record:
         record: Record = _TYPES[kind].validate_python({name: fields[name] for name in fields if name != "kind"})
     except (ConfigError, TypeError, ValidationError) as error:
         raise Refused(f"worker {worker} reported what is no record: {error}") from error
-    values = _plain(record).values()
+    values = plain(record).values()
     if record.worker != worker or any(isinstance(value, int) and value < 0 for value in values):
         raise Refused(f"worker {worker} reported what cannot be a record of its own: {record.to_json()}")
     return record

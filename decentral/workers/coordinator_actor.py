@@ -9,22 +9,20 @@ from typing import Any
 
 import ray
 
-from decentral.checkpoint import Abandoned, Archive, Storage, StorageError, make_checkpoint
+from decentral.checkpoint import Abandoned, Archive, Storage, StorageError, in_thread, make_checkpoint
 from decentral.config import Run, validated
 from decentral.errors import RunError
 from decentral.leases import LeaseBook
 from decentral.workers import rpc
 from decentral.workers.coordinator import Coordinator, Poll
 from decentral.workers.coordinator_rpc import CoordinatorServer
-from decentral.workers.ledger import Ledger
+from decentral.workers.ledger import Ledger, remove_stale
 from decentral.workers.resume import Resumption
 from decentral.workers.status import Status
 from decentral.workers.transport import call_worker
 
 SILENCE_S = 15.0
 """A worker that gives no sign of life for so long (or for the run's patience, if that is longer) has stalled."""
-WRITING_S = 600.0
-"""Seconds that writing one checkpoint may take (or as long as lies between two, if that is longer)."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +48,7 @@ class CoordinatorActor:
         run = validated(self._table, "run")
         keys = rpc.Keys.here(self._secret, run.real.certificates)
         self._ledger.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(self._ledger.parent)
         goes_on = self._ledger.exists()
         self._coordinator = Coordinator(
             range(run.fleet.size),
@@ -61,7 +60,8 @@ class CoordinatorActor:
         )
         if run.checkpoint.url:
             archive = Archive(Storage(run.checkpoint.url), self._owner, run.checkpoint.keep)
-            await asyncio.to_thread(archive.claim, resume=goes_on or self._resumed is not None)
+            if not goes_on:  # else the place is ours already, or another run's by now: the next commit finds out
+                await in_thread(lambda: archive.claim(resume=self._resumed is not None))
             self._keeping = asyncio.create_task(self._keep_checkpoints(run, archive, self._coordinator))
         server = CoordinatorServer(self._coordinator, keys)
         return await server.start(rpc.host_here(), port), ray.get_runtime_context().get_node_id()
@@ -82,9 +82,11 @@ class CoordinatorActor:
         """Return what the run called so has come to, as plain values."""
         return self._started().status(run)
 
-    async def close(self) -> None:
-        """The run is over: nobody needs the ledger any more."""
-        self._ledger.unlink(missing_ok=True)
+    async def close(self, taken: int) -> Poll:
+        """Return what `poll` does; the run is over: nobody needs the ledger any more."""
+        last = await self.poll(taken)
+        Ledger(self._ledger).remove()
+        return last
 
     def _started(self) -> Coordinator:
         assert self._coordinator is not None
@@ -108,9 +110,9 @@ class CoordinatorActor:
                     coordinator.desk,
                     archive,
                     coordinator.members.party().ids,
-                    asyncio.to_thread,
+                    in_thread,
                     run=self._table,
-                    timeout_s=max(WRITING_S, run.checkpoint.every_s),
+                    timeout_s=run.checkpoint.writing_s,
                     earlier=coordinator.lines_before,
                     journalled=coordinator.journalled,
                 )

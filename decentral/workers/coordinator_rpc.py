@@ -21,7 +21,8 @@ from decentral.journal import Record
 from decentral.leases import Grant, Range, Request
 from decentral.members import Ballot, Decision, Members
 from decentral.workers import rpc
-from decentral.workers.coordinator import WATCH_S, Coordinator, Entrant, Fields, Refused, Welcome
+from decentral.workers.coordinator import WATCH_S, Coordinator, Entrant, Refused, Welcome
+from decentral.workers.reports import Fields
 from decentral.workers.transport import Contact
 
 M = TypeVar("M", bound=BaseModel)
@@ -72,16 +73,16 @@ class CoordinatorServer:
 
     async def _join(self, request: Fields) -> Fields:
         welcome = await self._coordinator.join(_read(Entrant, request))
-        return {**welcome._asdict(), "members": _plain(welcome.members), "contacts": list(welcome.contacts.items())}
+        return {**welcome._asdict(), "members": welcome.members.plain(), "contacts": list(welcome.contacts.items())}
 
     async def _vote(self, worker: int, request: Fields) -> Fields:
         ballot = _read(Ballot, {**request, "worker": worker})
         decision = await self._coordinator.vote(ballot)
-        return {"outcome": decision.outcome, "members": _plain(decision.members), "now": _plain(decision.now)}
+        return {"outcome": decision.outcome, "members": decision.members.plain(), "now": decision.now.plain()}
 
     async def _watch(self, worker: int, request: Fields) -> Fields:
         members = await self._coordinator.watch(_whole(request, "since") - 1)
-        return {"members": _plain(members), "contacts": list(self._coordinator.contacts.items())}
+        return {"members": members.plain(), "contacts": list(self._coordinator.contacts.items())}
 
     async def _report(self, worker: int, request: Fields) -> Fields:
         self._coordinator.report(worker, *_batch(request))
@@ -202,24 +203,6 @@ def _read(cls: type[Any], fields: Fields) -> Any:
     return cls(**{**fields, **tuples})
 
 
-def _plain(members: Members) -> list[Any]:
-    guests = [[worker, sorted(channels)] for worker, channels in members.guests.items()]
-    admitted = [[channel, list(workers)] for channel, workers in members.admitted.items()]
-    return [members.epoch, list(members.ids), list(members.finished), list(members.departed), guests, admitted]
-
-
-def _members(plain: Sequence[Any]) -> Members:
-    epoch, ids, finished, departed, guests, admitted = plain
-    return Members(
-        epoch,
-        tuple(ids),
-        tuple(finished),
-        tuple(departed),
-        {worker: frozenset(channels) for worker, channels in guests},
-        {channel: tuple(workers) for channel, workers in admitted},
-    )
-
-
 def _contacts(plain: Sequence[Any]) -> dict[int, Contact]:
     return {worker: Contact(*contact) for worker, contact in plain}
 
@@ -244,7 +227,7 @@ class CoordinatorClient:
     async def join(self, entrant: Entrant, timeout_s: float) -> Welcome:
         """Return who is there once the run begins, or has begun. Raises `RunError`, also when refused."""
         reply = await self._call("join", dataclasses.asdict(entrant), timeout_s)
-        reply |= {"members": _members(reply["members"]), "contacts": _contacts(reply["contacts"])}
+        reply |= {"members": Members.of(reply["members"]), "contacts": _contacts(reply["contacts"])}
         welcome = Welcome(**reply)
         self._incarnation = welcome.incarnation
         return welcome
@@ -252,12 +235,12 @@ class CoordinatorClient:
     async def vote(self, ballot: Ballot, timeout_s: float) -> Decision:
         """Return the decision on the ballot's round."""
         reply = await self.ask("vote", dataclasses.asdict(ballot), timeout_s)
-        return Decision(reply["outcome"], _members(reply["members"]), _members(reply["now"]))
+        return Decision(reply["outcome"], Members.of(reply["members"]), Members.of(reply["now"]))
 
     async def watch(self, epoch: int) -> tuple[Members, dict[int, Contact]]:
         """Return members and contacts once there is an epoch after this one, or after a while the same ones."""
         reply = await self.ask("watch", {"since": epoch + 1}, WATCH_S + GRACE_S)
-        return _members(reply["members"]), _contacts(reply["contacts"])
+        return Members.of(reply["members"]), _contacts(reply["contacts"])
 
     async def report(self, first: int, records: Sequence[Record]) -> None:
         """Hand in this worker's records, its `first`-th and following."""

@@ -11,12 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,6 +29,7 @@ from decentral.journal import Record, record_from
 from decentral.workers.cluster import first_line, resources
 from decentral.workers.coordinator import Poll
 from decentral.workers.coordinator_actor import CoordinatorActor
+from decentral.workers.ledger import Ledger, ledger_of
 from decentral.workers.resume import Resumption
 from decentral.workers.worker import SLOT, Worker
 
@@ -48,6 +47,10 @@ STARTS = 3
 """A worker that has died, or was refused, so many times in a row before it joined is not started again."""
 
 log = logging.getLogger(__name__)
+
+
+class FleetLost(RunError):
+    """Every worker has died or left before one had finished."""
 
 
 @dataclass(eq=False)
@@ -80,7 +83,7 @@ class Job:
         self._name = f"decentral-{self._owner}"
         self._secret = secret
         self._gpus = _gpus_each(run)
-        self._ledger = Path(tempfile.gettempdir()) / f"{self._name}.ledger"  # a folder would be the first user's
+        self._ledger = ledger_of(self._owner)
         self._coordinator: Any = None
         self._coordinators = 0
         self._address = ""
@@ -117,20 +120,20 @@ class Job:
             self._attend()
 
     def supervise(self) -> None:
-        """Pass records on and fill gaps until every member has finished, left or died. Raises what a task raised."""
+        """Pass records on and fill gaps until every member has finished, left or died.
+
+        Raises what a task raised, and `FleetLost` if nobody has finished.
+        """
         short_since: float | None = None
         while (members := self._poll()["members"]) or any(self._has_joined(life) for life in self._lives.values()):
             short = len(members) < (self._run.real.min_workers or 1) and not self._finished
             short_since = (short_since or time.monotonic()) if short else None
             if short_since and time.monotonic() - short_since > self._run.real.start_timeout_s:
-                raise RunError(
-                    f"{len(members)} workers are left, fewer than real.min_workers = {self._run.real.min_workers}, "
-                    f"and for real.start_timeout_s = {self._run.real.start_timeout_s:g} s no other has come"
-                )
+                raise RunError(too_few_left(self._run, len(members)))
             self._attend()
         if not self._finished:
             reasons = "; ".join(f"worker {worker}: {reason}" for worker, reason in sorted(self._reasons.items()))
-            raise RunError(f"no worker is left; {reasons}")
+            raise FleetLost(f"no worker is left; {reasons}")
 
     def collect(self) -> None:
         """Fetch parameters and slots of the workers that finished."""
@@ -156,6 +159,7 @@ class Job:
         finally:
             if self._coordinator is not None:
                 ray.kill(self._coordinator)
+            Ledger(self._ledger).remove()  # if it had no farewell, and was on this machine
             if lives:
                 ray.wait([life.end for life in lives], num_returns=len(lives), timeout=FAREWELL_S)
 
@@ -328,8 +332,7 @@ class Job:
 
     def _bid_farewell(self) -> None:
         try:
-            self._take(ray.get(self._coordinator.poll.remote(self._taken), timeout=FAREWELL_S))
-            ray.get(self._coordinator.close.remote(), timeout=FAREWELL_S)
+            self._take(ray.get(self._coordinator.close.remote(self._taken), timeout=FAREWELL_S))
         except (ray.exceptions.RayError, DecentralError):
             return
 
@@ -357,6 +360,13 @@ class Job:
             f"together they need {size * threads} CPUs and {size * self._gpus:g} GPUs, the cluster has "
             f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, other jobs' included"
         )
+
+
+def too_few_left(run: Run, members: int) -> str:
+    """Say that the run ends because it has had too few `members` for too long."""
+    least = run.real.min_workers
+    left = f"{members} workers are left, fewer than real.min_workers = {least}" if least else "no worker is left"
+    return f"{left}, and for real.start_timeout_s = {run.real.start_timeout_s:g} s no other has come"
 
 
 def _is_unschedulable(ref: Any) -> bool:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+from decentral.checkpoint import StorageError
 from decentral.config import Run
 from decentral.errors import ConfigError
 from decentral.journal import Joined, Left, Record
 from decentral.outcome import Outcome
 from decentral.replica import held_out
 from decentral.workers.cluster import heeding_interrupts, on_cluster
-from decentral.workers.job import Job
+from decentral.workers.job import FleetLost, Job
 from decentral.workers.metrics import metrics_served
-from decentral.workers.resume import Resumption
+from decentral.workers.resume import Resumption, find_checkpoint
 
 SECRET_VARIABLE = "DECENTRAL_SECRET"
 """Environment variable of the driver with the run's secret; unset: a random one."""
 SECRET_LENGTH = 16
+RESTARTS = 3
+"""Times that a run goes on from one checkpoint after all workers were lost, and did not come to the next."""
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -26,32 +33,59 @@ def train(
     *,
     address: str | None = None,
     on_record: Callable[[Record], None] | None = None,
+    on_restart: Callable[[Sequence[Record]], None] | None = None,
     resumed: Resumption | None = None,
 ) -> Outcome:
     """Train on Ray workers and return what it came to.
 
     `address` names a Ray cluster ("host:port", "ray://host:port" or "auto"); None takes the Ray this process has
     initialised, or starts a local one for the run. `on_record` sees every record as it comes. With `resumed` (see
-    `workers.resume.find_checkpoint`) the run goes on from a checkpoint. However it ends, no actor is left behind.
-    Raises `TaskError` or `ConfigError` as a worker met it, and `RunError` when the cluster cannot be had or nobody is
-    left.
+    `workers.resume.find_checkpoint`) the run goes on from a checkpoint, and so it does from its newest one when all
+    workers are lost: `on_restart` is told the records before that, for those after it are made once more. However it
+    ends, no actor is left behind. Raises `TaskError` or `ConfigError` as a worker met it, and `RunError` when the
+    cluster cannot be had, or nobody is left and there is no checkpoint to go on from.
     """
     secret = _secret()
     task = run.make_task()
     before = held_out(task, run.seed)  # first: this is where missing data shows
     assemble = run.pipeline.assemble(task, run.seed, run.batch_size)  # or the model cannot be cut
     with heeding_interrupts() as heed, metrics_served(run.real, on_record) as see, on_cluster(run, address):
-        job = Job(run, secret, see, heed, resumed)
-        try:
-            job.start()
-            job.supervise()
-            job.collect()
-        finally:
-            job.end()
+        job = _to_the_end(run, lambda since: Job(run, secret, see, heed, since), resumed, on_restart)
     outcome = Outcome(job.records, _seconds(job.records), job.params, job.slots, before)
     outcome.grid, outcome.assemble = run.pipeline.grid, assemble
     outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
+
+
+def _to_the_end(
+    run: Run,
+    begin: Callable[[Resumption | None], Job],
+    resumed: Resumption | None,
+    on_restart: Callable[[Sequence[Record]], None] | None,
+) -> Job:
+    """Return the job that has come to the run's end: a fleet that is lost whole goes on from the newest checkpoint."""
+    restarts = Counter[str]()
+    while True:
+        job = begin(resumed)
+        try:
+            job.start()
+            job.supervise()
+            job.collect()
+            return job
+        except FleetLost as error:
+            lost = error
+        finally:
+            job.end()
+        try:
+            resumed = find_checkpoint(run, job.records)
+        except (ConfigError, StorageError) as error:
+            raise lost from error
+        restarts[resumed.folder] += 1
+        if restarts[resumed.folder] > RESTARTS:
+            raise lost
+        log.warning("%s; the run goes on from checkpoint %s", lost, resumed.folder)
+        if on_restart is not None:
+            on_restart(resumed.records)
 
 
 def _seconds(records: list[Record]) -> float:

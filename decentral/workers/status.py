@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from statistics import median
-from typing import TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from decentral.journal import Evaluated, Joined, Left, Metered, Record, Synced, Trained
 from decentral.workers.slowness import Cause, Measured, slow_workers
@@ -138,6 +138,21 @@ class Tally:
             "held_back": attendance.held_back if attendance else 0,
         }
 
+    def state(self) -> dict[str, Any]:
+        """Return plain values that `restore` understands."""
+        return {
+            "time_s": self._time_s,
+            "workers": {number: worker.state() for number, worker in self._workers.items()},
+            "rounds": list(self._rounds.values()),
+            "metrics": self._metrics,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be what the tally was that returned this `state`."""
+        self._time_s, self._metrics = state["time_s"], state["metrics"]
+        self._workers = {number: _Worker.of(each) for number, each in state["workers"].items()}
+        self._rounds = {(each["channel"], each["round"]): each for each in state["rounds"]}
+
     def _ended(self, record: Synced) -> None:
         key = record.channel, record.round
         self._rounds[key] = {
@@ -155,8 +170,7 @@ def _recent() -> deque[float]:
     return deque(maxlen=RECENT)
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(NamedTuple):
     """A worker's accounts at some moment: local steps trained on, seconds by activity, seconds getting batches."""
 
     steps: int
@@ -199,6 +213,21 @@ class _Worker:
             case Left():
                 self.reason, self.step, self.seconds = record.reason, record.step, dict(record.seconds)
                 self.sent_bytes, self.received_bytes = record.sent_bytes, record.received_bytes
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values that `of` understands."""
+        to = {target: list(seconds) for target, seconds in self.to.items()}
+        queues = {"marks": list(self.marks), "rounds_s": list(self.rounds_s), "to": to}
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, **queues}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> _Worker:
+        """Return the worker that returned this `state`."""
+        worker = cls(**{**state, "outcomes": Counter(state["outcomes"])})
+        worker.marks = deque((_Mark(*mark) for mark in state["marks"]), maxlen=RECENT)
+        worker.rounds_s = deque(state["rounds_s"], maxlen=RECENT)
+        worker.to = {target: deque(seconds, maxlen=RECENT) for target, seconds in state["to"].items()}
+        return worker
 
     def measured(self) -> Measured:
         """Return what others are compared with."""

@@ -368,8 +368,8 @@ async def call_worker(address: str, keys: rpc.Keys) -> Sign:
     channel = rpc.dial(address, keys)
     try:
         await channel.unary_unary(_BEAT)(b"", metadata=keys.metadata, timeout=CALL_S)
-    except grpc.aio.AioRpcError:
-        return "silent"
+    except grpc.aio.AioRpcError as error:  # a stranger has its port, or nobody can tell
+        return "gone" if error.code() == grpc.StatusCode.UNAUTHENTICATED else "silent"
     finally:
         await channel.close()
     return "alive"

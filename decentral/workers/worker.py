@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 import safetensors.torch
 import torch
 
-from decentral.checkpoint import Storage, keep
+from decentral.checkpoint import Storage, in_thread, keep
 from decentral.config import Run, validated
 from decentral.members import Members
 from decentral.offload import OffloadedReplica
@@ -109,7 +110,7 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
     )
     client = CoordinatorClient(place.coordinator, worker, place.keys)
     absence_s = run.real.start_timeout_s
-    saved = None if place.resumed is None else await asyncio.to_thread(state_of, run, place.resumed, worker)
+    saved = None if place.resumed is None else await in_thread(partial(state_of, run, place.resumed, worker))
     try:
         address = await transport.start(place.host)
         stage_number = run.pipeline.grid.stage(worker)
@@ -142,7 +143,8 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
         if run.parity.workers is not None:
             Guard(peer, run.parity, run.fleet.places())
         if run.checkpoint.url:
-            peer.spawn(keep(peer, RemoteDesk(client, world.hand_in), Storage(run.checkpoint.url), asyncio.to_thread))
+            desk, storage = RemoteDesk(client, world.hand_in), Storage(run.checkpoint.url)
+            peer.spawn(keep(peer, desk, storage, in_thread, run.checkpoint.writing_s))
         notices = sources_named(run.real.notices)
         return peer, await world.live(peer, run.rule, welcome, notices=notices, absence_s=absence_s)
     finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from decentral.errors import PeerGone, RunError
 from decentral.journal import Record
@@ -74,7 +74,7 @@ class RealWorld:
         """Run the rule to its end, or until one of the `notices` says that the machine goes, and leave the run.
 
         Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end. Raises what
-        the task or the rule raised, and `RunError` when the coordinator is lost.
+        the task, the rule or what goes on beside it raised, and `RunError` when the coordinator is lost.
         """
         self._peer = peer
         self._transport.lookout = self
@@ -82,7 +82,7 @@ class RealWorld:
         self._transport.admit(welcome.contacts)
         main = self._loop.create_task(peer.run(rule.run if welcome.host is None else entering(rule, welcome.host)))
         tasks = [self._watch(), self._report(), self._beat(), listen(notices, lambda notice: self._heed(main, notice))]
-        beside = [self._loop.create_task(task) for task in tasks]
+        beside = [self._begin(task) for task in tasks]
         if rule.takes_newcomers and peer.row is None:
             peer.host = host = Host(peer)
             peer.spawn(host.listen())
@@ -98,6 +98,9 @@ class RealWorld:
                 reason = PREEMPTED
             with suppress(asyncio.TimeoutError):  # a machine that goes does not wait for slow lines
                 await asyncio.wait_for(self._transport.drained(), GOING_S / 2 if self._must_go else None)
+            for task in beside:
+                if task.done():
+                    task.result()  # it may have failed since the rule ended
             self.record(peer.left(reason))
         finally:
             for task in beside:
@@ -105,7 +108,7 @@ class RealWorld:
             await asyncio.gather(*beside, return_exceptions=True)
             self._thread.shutdown(wait=False)
             self._coding.shutdown(wait=False)
-            with suppress(RunError):  # when the worker fails, its records tell how it came to it
+            with suppress(Exception):  # when the worker fails, its records tell how it came to that
                 await self.hand_in()
         await self._coordinator.leave(self._reported, self._unreported, reason == "finished", absence_s)
         return reason
@@ -120,6 +123,18 @@ class RealWorld:
 
         if notice.deadline_s < math.inf:
             self._loop.call_later(max(0.0, notice.deadline_s - GOING_S), go)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run the work beside the rule; the worker ends with what it raises, for nobody awaits it."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                self._peer.fail(error)
+
+        task = self._loop.create_task(work)
+        task.add_done_callback(ended)
+        return task
 
     async def _watch(self) -> None:
         """Tell peer and transport who is in the run, whenever that changes."""
@@ -154,7 +169,7 @@ class RealWorld:
             if now - beaten >= BEAT_S:
                 beaten = now
                 for neighbour in set(neighbours) - self._beating.keys():
-                    self._beating[neighbour] = self._loop.create_task(self._hear(neighbour))
+                    self._beating[neighbour] = self._begin(self._hear(neighbour))
             for silent in self._detector.suspected(now):
                 if silent in self._contacts:
                     self.unreachable(silent, self._contacts[silent].incarnation)
@@ -171,7 +186,7 @@ class RealWorld:
         """A member cannot be reached: somebody should find out whether it still lives."""
         suspect = (worker, incarnation)
         if suspect not in self._suspects:
-            self._suspects[suspect] = self._loop.create_task(self._suspect(*suspect))
+            self._suspects[suspect] = self._begin(self._suspect(*suspect))
 
     async def _suspect(self, worker: int, incarnation: int) -> None:
         try:

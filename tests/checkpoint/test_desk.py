@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from lives import live, run_of
@@ -28,7 +28,9 @@ from decentral.checkpoint import (
 )
 from decentral.checkpoint.contents import describe
 from decentral.peer import Peer
-from decentral.protocols import DiLoCo, LocalSGD
+from decentral.protocols import DiLoCo, LocalSGD, SyncRule
+from decentral.protocols.codecs import Float32
+from decentral.protocols.rounds import agreed_mean
 from decentral.sim.clock import VirtualLoop
 
 NUMBERS = count()
@@ -193,7 +195,7 @@ ALL = {0: 60, 1: 60, 2: 60}
 
 def test_a_worker_that_never_reports_its_part_costs_a_checkpoint_and_no_training(place: str) -> None:
     ended, _, steps = trained(Silent(), Storage(place))
-    assert ended == "it was not written within 1 s"
+    assert ended == "it was not written within 1 s: workers [1] have not written their share"
     assert steps == ALL
     assert newest(Storage(place)) is None
 
@@ -203,6 +205,45 @@ def test_a_worker_without_space_costs_a_checkpoint_and_no_training(place: str) -
     assert ended == f"worker 1: {place}: cannot write 00000001-a1/worker-1.safetensors: No space left on device"
     assert steps == ALL
     assert newest(Storage(place)) is None
+
+
+class TwoActs(SyncRule):
+    """Rounds on one channel, and then on another."""
+
+    name: ClassVar[str] = ""
+
+    async def run(self, peer: Peer) -> None:
+        for channel, rounds in (("first", 5), ("second", 40)):
+            for _ in range(rounds):
+                await peer.train(3)
+                await agreed_mean(peer, peer.params, Float32(), channel=channel)
+
+
+def test_a_channel_that_is_over_costs_one_checkpoint_and_not_the_next(place: str) -> None:
+    """The first act has had more rounds when both are ordered, and there will be no other."""
+    storage, ended = Storage(place), []
+
+    async def beside(peers: dict[int, Peer]) -> None:
+        desk, archive = Desk(), Archive(storage, "a1", keep=2)
+        archive.claim(resume=False)
+        for peer in peers.values():
+            peer.spawn(keep(peer, desk, storage, here, writing_s=1.0))
+        while any(peer.rounds_settled.get("first") != 5 for peer in peers.values()):
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            try:
+                folder, _ = await make_checkpoint(desk, archive, list(peers), here, run={}, timeout_s=1.0)
+                ended.append(folder)
+            except Abandoned as error:
+                ended.append(str(error))
+
+    lives = live(run_of(TwoActs(), steps=135), beside=beside)
+    waited = "it was not written within 1 s: for workers [0, 1, 2] round 6 of 'first' has not come"
+    assert ended == [waited, "00000001-a1"]
+    assert all(not peer.keepers for peer in lives.peers.values())
+    found = newest(storage)
+    assert found is not None
+    assert {each.rounds["second"] for each in found.manifest.workers.values()} < set(range(1, 40))
 
 
 def test_what_an_abandoned_one_left_goes_with_the_next_that_is_whole(place: str) -> None:

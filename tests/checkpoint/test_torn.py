@@ -70,7 +70,7 @@ def test_files_are_safetensors(storage: Storage, place: Path) -> None:
     written(storage, fleet(7))
     for path in place.rglob("worker-*.safetensors"):
         with safetensors.safe_open(path, "pt") as file:
-            assert all(len(name) == 64 for name in file.keys())  # noqa: SIM118
+            assert all(len(name) == 32 for name in file.keys())  # noqa: SIM118
 
 
 def flip(path: Path, place: int) -> None:
@@ -88,8 +88,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty manifest": (lambda at: (at / "manifest.json").write_text(""), "its manifest cannot be read"),
     "no manifest": (lambda at: (at / "manifest.json").unlink(), "it was never finished"),
     "another format": (
-        lambda at: (at / "manifest.json").write_text((at / "manifest.json").read_text().replace('mat":1', 'mat":2')),
-        "format 2 is not the one of this version",
+        lambda at: (at / "manifest.json").write_text((at / "manifest.json").read_text().replace('mat":2', 'mat":3')),
+        "format 3 is not the one of this version",
     ),
     "a manifest that lacks a chunk": (lambda at: forget_a_file(at / "manifest.json"), "is in no file"),
     "a pickle": (lambda at: (at / "manifest.json").write_bytes(b"\x80\x04K\x01."), "its manifest cannot be read"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor
 from decentral.config import Run
 from decentral.errors import ConfigError
 from decentral.fleet import Event, Fleet, WorkerGroup
-from decentral.journal import Joined, Synced, Trained
+from decentral.journal import Joined, Refused, Synced, Trained
+from decentral.members import Members
 from decentral.outcome import Outcome
+from decentral.peer import Peer
 from decentral.protocols import (
     CO2,
     DDP,
@@ -29,11 +33,14 @@ from decentral.protocols import (
     SparseLoCo,
     StreamingDiLoCo,
     SyncRule,
+    joining,
 )
 from decentral.protocols.codecs import EF21, ErrorFeedback, PowerSGD, TopK
-from decentral.protocols.joining import HEAD, Host
+from decentral.protocols.collectives import SEGMENT
+from decentral.protocols.joining import HEAD, Host, _Guest, _part, host_for, segments_of
 from decentral.report.summary import summarize, summary_table
 from decentral.sim.simulate import simulate
+from decentral.sim.world import SimWorld
 from decentral.snapshot import Snapshot
 from decentral.wire import signal
 
@@ -313,16 +320,134 @@ def test_a_fleet_of_late_starters_alone_is_refused() -> None:
         run_of(DiLoCo(), workers=(WorkerGroup(count=2, start_s=1.0),)).check()
 
 
-@pytest.mark.parametrize(
-    "head", ["no JSON", "[]", '{"step": 3}', '{"step": -1, "rounds": {}, "tensors": [], "digest": ""}']
-)
-def test_a_host_that_talks_nonsense_costs_the_newcomer_and_nobody_else(
-    head: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def give(host: Host, guest: int, state: Snapshot) -> None:
-        host._peer.send(guest, HEAD, signal(head))
+@pytest.mark.parametrize("head", ["no JSON", "[]", '{"step": 3}', '{"step": -1, "rounds": {}, "tensors": []}'])
+def test_hosts_that_talk_nonsense_cost_the_newcomer_and_nobody_else(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks them all, one after the other, and does not come again: all of them talk nonsense."""
+    asked = []
+
+    async def give(host: Host, worker: int, guest: _Guest, state: object) -> None:
+        asked.append(host._peer.id)
+        host._peer.send(worker, _part(guest.since, HEAD), signal(head))
 
     monkeypatch.setattr(Host, "_give", give)
     outcome = simulate(run_of(DiLoCo(period=3), Event(at_s=0.5, worker=1), join(1.0, 1)))
     assert sorted(outcome.params) == [0, 2, 3]
+    assert sorted(asked) == [0, 2, 3]
     assert any("gave a state that cannot be read" in left.reason for left in outcome.left() if left.worker == 1)
+
+
+THIN = {"dimension": 20_000, "up_bps": 1e6, "down_bps": 1e6, "steps": 120}
+"""Lines on which a state takes seconds: whoever comes at 0.6 s is taking it at 2 s."""
+
+
+def notice(at_s: float, worker: int, notice_s: float) -> Event:
+    return Event(at_s=at_s, kind="preempt", worker=worker, notice_s=notice_s)
+
+
+@pytest.mark.parametrize("rule", [DiLoCo(period=10), Gossip(period=10)], ids=["diloco", "gossip"])
+def test_who_takes_the_state_of_a_host_that_dies_takes_anothers_in_the_same_life(rule: SyncRule) -> None:
+    outcome = simulate(run_of(rule, crash(0.1, 3), join(0.6, 3), crash(2.0, 0), **THIN))
+    assert stays(outcome, 3) == ["crashed", "finished"]
+    assert any(isinstance(r, Synced) and r.worker == 3 and r.time_s > 2 and len(r.members) > 1 for r in outcome.records)
+
+
+def test_when_all_hosts_die_as_they_give_their_state_the_newcomer_says_so() -> None:
+    deaths = [crash(2.0, worker) for worker in range(3)]
+    with pytest.raises(ConfigError, match="nobody is left who could give it a state: its host, worker 0, has left"):
+        simulate(run_of(Gossip(period=10), crash(0.1, 3), join(0.6, 3), *deaths, **THIN))
+
+
+@pytest.mark.parametrize("at_s", [0.65, 2.0, 7.0])
+def test_a_newcomer_that_is_told_to_leave_goes_at_once_and_does_not_come_again(at_s: float) -> None:
+    """While it waits for the host's rest, while the state comes, while it follows."""
+    told = notice(at_s, 3, notice_s=30)
+    outcome = simulate(run_of(DiLoCo(period=10, codec=Int8()), crash(0.1, 3), join(0.6, 3), told, **THIN))
+    assert [(left.time_s, left.reason) for left in outcome.left() if left.worker == 3][1:] == [(at_s, "preempted")]
+    assert sorted(outcome.params) == [0, 1, 2]
+
+
+def test_who_is_about_to_leave_sends_newcomers_to_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the midst of a phase: who asked before and who asks later are given a state at the others' next rest."""
+    gave = []
+    give = Host._give
+
+    def noted(host: Host, *asked: Any) -> Any:
+        gave.append(host._peer.id)
+        return give(host, *asked)
+
+    monkeypatch.setattr(Host, "_give", noted)
+    events = (crash(0.1, 2), crash(0.1, 3), join(1.0, 3), notice(2.0, 0, notice_s=60), join(3.0, 2))
+    outcome = simulate(run_of(Gossip(period=50), *events, steps=300))
+    assert stays(outcome, 2)[-1] == stays(outcome, 3)[-1] == "finished"
+    assert gave
+    assert 0 not in gave
+
+
+def test_who_comes_when_all_are_about_to_leave_waits_until_they_have_gone() -> None:
+    """It does not ask over and over: worker 0 goes at the end of its phase, at 1 s, and is known to have gone then."""
+    events = (crash(0.1, 1), notice(0.2, 0, notice_s=60), join(0.3, 1))
+    with pytest.raises(ConfigError, match=r"worker 1, went at 1(\.0*1?)? s .*nobody is left who could give it a state"):
+        simulate(run_of(Gossip(period=10), *events, workers=[WorkerGroup(count=2)], steps=100, step_time_s=0.1))
+
+
+def test_two_who_ask_before_the_same_rest_share_one_copy_and_its_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[Snapshot] = []
+    hashed: list[int] = []
+    snapshot, of = Peer.snapshot, joining.digest
+
+    def noted_snapshot(peer: Peer) -> Snapshot:
+        copies.append(snapshot(peer))
+        return copies[-1]
+
+    def noted_digest(values: Sequence[Tensor]) -> int:
+        hashed.append(values[0].data_ptr())
+        return of(values)
+
+    monkeypatch.setattr(Peer, "snapshot", noted_snapshot)
+    monkeypatch.setattr(joining, "digest", noted_digest)
+    groups = (WorkerGroup(), WorkerGroup(count=2, start_s=0.65))
+    outcome = simulate(run_of(DiLoCo(period=10), workers=groups, steps=120))
+    (copy,) = copies
+    assert [hashed.count(values.data_ptr()) for values in copy.tensors.values()] == [1] * len(copy.tensors)
+    assert distinct(outcome.params) == 1
+
+
+def test_a_life_gets_its_own_state_while_the_one_for_the_life_before_is_still_being_coded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first life dies while the host codes a segment for it, and the host has heard from the second one then."""
+
+    async def aside(world: SimWorld, work: Callable[[], object]) -> object:
+        await asyncio.sleep(1.5)
+        return work()
+
+    monkeypatch.setattr(SimWorld, "aside", aside)
+    events = (crash(0.1, 3), join(0.6, 3), crash(1.2, 3), join(1.3, 3))
+    outcome = simulate(run_of(DiLoCo(period=10), *events, steps=400, dimension=70_000))
+    assert stays(outcome, 3) == ["crashed", "crashed", "finished"]
+    assert distinct(outcome.params) == 1
+    assert "duplicate" not in {record.code for record in outcome.records if isinstance(record, Refused)}
+
+
+def test_a_state_is_cut_into_segments_that_cover_it_once() -> None:
+    size = 2 * SEGMENT + 5
+    found = segments_of([("params", size), ("slot", 3), ("nothing", 0)])
+    assert found == [
+        ("params", 0, SEGMENT),
+        ("params", SEGMENT, 2 * SEGMENT),
+        ("params", 2 * SEGMENT, size),
+        ("slot", 0, 3),
+    ]
+
+
+def test_the_host_takes_part_has_the_fewest_guests_has_stayed_and_comes_next() -> None:
+    members = Members(0, tuple(range(5)))
+    assert [host_for(newcomer, members, {}) for newcomer in (0, 3, 4)] == [1, 4, 0]
+    assert host_for(3, members.without(4).with_guest(4), {}) == 0  # a guest has nothing to give
+    back = members.without(4).with_guest(4).admitting(4, "")
+    assert host_for(3, back, {}) == 0  # it takes part, but has left once
+    two = members.without(2).without(3).with_guest(2)
+    assert host_for(3, two, {2: 4}) == 0  # 4 has a guest to look after
+    assert host_for(3, two, {2: 4}, asked=(0, 1)) == 4
+    assert host_for(3, two, {2: 4}, asked=(0, 1, 4)) is None
+    assert host_for(3, two.admitting(2, ""), {2: 4}, asked=(0, 1)) == 4  # who takes part needs no host

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from decentral.config import Run, validated
 from decentral.errors import RunError, TaskError
 from decentral.journal import Joined, Left, Metered, Record, Synced, Trained
 from decentral.workers import cluster
-from decentral.workers.job import NAMESPACE
+from decentral.workers.job import NAMESPACE, too_few_left
 from decentral.workers.launch import train
 from decentral.workers.rpc import host_here
 
@@ -32,9 +33,14 @@ FAULTY = "tests.workers.faulty_tasks:Faulty"
 
 
 @pytest.fixture
-def clean(ray_cluster: None) -> Iterator[None]:
-    """Whatever the test does, none of its actors may be left afterwards."""
+def clean(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Whatever the test does, none of its actors may be left afterwards, and no ledger."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     yield
+    assert list(temporary.glob("*.ledger*")) == []
     deadline = time.monotonic() + 10
     while (left := actors()) and time.monotonic() < deadline:
         threading.Event().wait(0.05)
@@ -144,6 +150,15 @@ def wait_for_death(pid: int) -> None:
 def test_a_run_whose_workers_all_die_says_so() -> None:
     with pytest.raises(RunError, match="no worker is left; worker 0: crashed"):
         train(run_of("exits", at=3, worker=0, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("least", "words"),
+    [(None, "no worker is left"), (3, "2 workers are left, fewer than real.min_workers = 3")],
+)
+def test_a_run_with_too_few_workers_for_too_long_says_how_many_it_wants(least: int | None, words: str) -> None:
+    run = run_of(real={"min_workers": least, "start_timeout_s": 7.0})
+    assert too_few_left(run, 2 if least else 0) == f"{words}, and for real.start_timeout_s = 7 s no other has come"
 
 
 # The driver.

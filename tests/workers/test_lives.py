@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -93,8 +95,53 @@ def test_a_coordinator_that_is_killed_comes_back_and_changes_nothing() -> None:
         assert steps == list(range(10, STEPS + 1, 10))
 
 
+def test_a_coordinator_comes_back_while_nobody_can_write_checkpoints(tmp_path: Path) -> None:
+    owner, kill = tmp_path / "owner.json", Killer("coordinator", 5)
+
+    def see(record: Record) -> None:
+        if owner.is_file():
+            owner.unlink()
+            owner.mkdir()  # as good as a full disk, also to root
+        kill(record)
+
+    outcome = train(validated({**run_of().to_fields(), "checkpoint": {"url": str(tmp_path)}}, "churn"), on_record=see)
+    assert kill.has_struck
+    assert [left.reason for left in outcome.left()] == ["finished"] * 3
+
+
+def test_a_run_that_has_lost_all_its_workers_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    """It comes to the end of a run that nothing befell, and the journal has every local step once."""
+    kept, records, lost = tmp_path / "kept", list[Record](), list[int]()
+
+    def see(record: Record) -> None:
+        records.append(record)
+        if isinstance(record, Synced) and not lost and list(kept.glob("*/manifest.json")):
+            lost.extend(pid_of(f"worker-{worker}") for worker in range(3))
+            for pid in lost:
+                os.kill(pid, signal.SIGKILL)
+
+    def restart(before: Sequence[Record]) -> None:
+        records[:] = before
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    quiet = run_of(name="tests.workers.faulty_tasks:Faulty").to_fields() | {"steps": 300}
+    slow = {"name": "tests.workers.faulty_tasks:Faulty", "dimension": 64, "fault": "slow"}
+    fields = {"task": slow, "checkpoint": {"url": str(kept), "every_s": 0.2}, "real": {"port": port}}
+    outcome = train(validated({**quiet, **fields}, "churn"), on_record=see, on_restart=restart)
+    assert lost
+    assert list(outcome.records) == records
+    assert outcome.params[0].equal(train(validated(quiet, "quiet")).params[0])
+    assert all_equal(outcome)
+    assert [left.reason for left in outcome.left()] == ["finished"] * 3
+    for worker in range(3):
+        steps = [record.step for record in records if isinstance(record, Trained) and record.worker == worker]
+        assert steps == list(range(10, 301, 10))
+
+
 def test_a_worker_that_is_told_in_time_goes_between_two_rounds() -> None:
-    outcome = train(run_of(), on_record=Killer("worker-1", 5, signal.SIGTERM))
+    run = validated({**run_of().to_fields(), "leases": True}, "told")
+    outcome = train(run, on_record=Killer("worker-1", 5, signal.SIGTERM))
     assert all_equal(outcome)
     reasons = {left.worker: left.reason for left in outcome.left()}
     assert reasons == {0: "finished", 1: "preempted", 2: "finished"}
@@ -102,3 +149,8 @@ def test_a_worker_that_is_told_in_time_goes_between_two_rounds() -> None:
     last = max(record.step for record in outcome.records if isinstance(record, Trained) and record.worker == 1)
     rounds = max(record.round for record in outcome.records if isinstance(record, Synced) and record.worker == 1)
     assert last == 10 * rounds  # nothing that it has trained on is lost
+    found = outcome.coverage()
+    unsettled = sum(stop - start for start, stop in found.missing)  # leased ahead, and given back too late for anybody
+    trained = sum(record.samples for record in outcome.records if isinstance(record, Trained))
+    assert found.repeated == ()
+    assert found.samples - unsettled == trained

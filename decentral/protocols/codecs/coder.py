@@ -13,6 +13,8 @@ from decentral.wire import Packet
 
 SlotMaker = Callable[[str, Tensor], Tensor]
 """`slot(name, like)`: a buffer of that name, a copy of `like` at first. It is saved with the worker's replica."""
+RESIDUAL = "residual"
+"""The slot of what has been left unsent and is added to what is sent next: the sum is the same whoever sends it."""
 
 
 class Reduce(Protocol):

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from decentral.protocols.codecs.codec import Codec, Wrapper
-from decentral.protocols.codecs.coder import Coder, Reduce, SlotMaker
+from decentral.protocols.codecs.coder import RESIDUAL, Coder, Reduce, SlotMaker
 from decentral.wire import Packet
 
 
@@ -81,4 +81,4 @@ class _FeedbackCoder(Coder):
         return offered if all_finite(offered) else None
 
     def _residual(self, like: Tensor) -> Tensor:
-        return self._slot("residual", torch.zeros_like(like))
+        return self._slot(RESIDUAL, torch.zeros_like(like))

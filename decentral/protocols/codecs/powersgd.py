@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decentral.phantom import Phantom
-from decentral.protocols.codecs.coder import Coder, Reduce, SlotMaker
+from decentral.protocols.codecs.coder import RESIDUAL, Coder, Reduce, SlotMaker
 from decentral.protocols.codecs.dense import Float32
 from decentral.protocols.codecs.feedback import all_finite
 from decentral.protocols.codecs.shaped import Shaped, Shapes
@@ -278,4 +278,4 @@ class _PowerCoder(Coder):
         return self._values, self._slot(slot, plan.first_right(values))
 
     def _residual(self, like: Tensor) -> Tensor:
-        return self._slot("residual", torch.zeros_like(like))
+        return self._slot(RESIDUAL, torch.zeros_like(like))
