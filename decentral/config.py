@@ -128,7 +128,7 @@ class Run(Section):
     @property
     def takes_newcomers(self) -> bool:
         """Whether a worker may come into the run when it has begun."""
-        return self.pipeline.stages == 1 and self.rule.takes_newcomers
+        return self.rule.takes_newcomers
 
     def make_task(self) -> Task:
         """Return the task the run file describes; raises `ConfigError` or `TaskError`."""
@@ -167,7 +167,6 @@ class Run(Section):
     def _check_stages(self) -> None:
         self.rule.check_stages()
         for able, field in (
-            (not self.fleet.brings_newcomers, "fleet"),
             (not self.leases, "leases"),
             (self.parity.workers is None, "parity.workers"),
             (not self.checkpoint.url, "checkpoint.url"),

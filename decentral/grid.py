@@ -29,6 +29,14 @@ class Grid:
         first = worker - self.stage(worker)
         return tuple(range(first, first + self.stages))
 
+    def mates(self, worker: int) -> set[int]:
+        """Return the other workers of the same replica."""
+        return set(self.row(worker)) - {worker}
+
     def column(self, worker: int, workers: int) -> tuple[int, ...]:
         """Return those of `workers` workers who hold the same stage; nobody if there is one stage alone."""
         return tuple(range(self.stage(worker), workers, self.stages)) if self.stages > 1 else ()
+
+
+WHOLE = Grid()
+"""Replicas of one worker each."""

@@ -74,6 +74,15 @@ class Synced(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Rebuilt(Record):
+    """The worker's stage of the model, which nobody held any more, was rebuilt from those of the workers `members`."""
+
+    kind: ClassVar[str] = "rebuilt"
+    stage: int
+    members: tuple[int, ...]
+
+
+@dataclass(slots=True, kw_only=True)
 class Leased(Record):
     """The worker has a lease on the samples `start .. stop - 1` of the shared stream; it trains in order of leases."""
 
@@ -201,6 +210,7 @@ KINDS: dict[str, type[Record]] = {
         Joined,
         Trained,
         Synced,
+        Rebuilt,
         Leased,
         Settled,
         Lost,

@@ -101,10 +101,11 @@ class Members:
             self.admitted,
         )
 
-    def with_guest(self, worker: int) -> Members:
-        """Return the members of the next epoch, when `worker` has come."""
+    def with_guest(self, worker: int, takes_part: bool = False) -> Members:
+        """Return the members of the next epoch, when `worker` has come, as a guest unless it `takes_part` at once."""
         place = bisect_left(self.ids, worker)
-        ids, guests = (*self.ids[:place], worker, *self.ids[place:]), {**self.guests, worker: frozenset[str]()}
+        ids = (*self.ids[:place], worker, *self.ids[place:])
+        guests = self.guests if takes_part else {**self.guests, worker: frozenset[str]()}
         return Members.__new__(Members)._become(
             self.epoch + 1, ids, self.finished, self.departed, guests, self.admitted
         )
@@ -354,13 +355,16 @@ class Roster:
             for epoch in list(round_.attempts):
                 self._settle(key, epoch)
 
-    def join(self, worker: int) -> None:
-        """The worker has come, or come back, as a guest. Raises `ValueError` if it is a member."""
+    def join(self, worker: int, alone: bool = False) -> None:
+        """The worker has come, or come back, as a guest; or takes part at once, `alone` in what it does.
+
+        Raises `ValueError` if it is a member.
+        """
         if worker in self.members:
             raise ValueError(f"worker {worker} is in the run")
-        self._on_entry(("join", worker))
+        self._on_entry(("join", worker, alone))
         self._doubtful.discard(worker)
-        self._become(self.members.with_guest(worker))
+        self._become(self.members.with_guest(worker, takes_part=alone))
 
     def admit(self, worker: int, channel: str = "") -> None:
         """The guest takes part in the channel from its next round on; "": in what needs no vote. Nothing if it does."""
@@ -490,8 +494,8 @@ class Roster:
 
     def _repeat(self, entry: Entry) -> None:
         match entry:
-            case ("join", worker):
-                self.join(worker)
+            case ("join", worker, alone):
+                self.join(worker, alone)
             case ("remove", worker, finished, suspected):
                 self.remove(worker, finished, suspected)
             case ("admit", worker, channel):

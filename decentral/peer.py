@@ -121,6 +121,20 @@ class Row(Protocol):
     stage: int
     """Which one, counted from 0."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether it is this replica that evaluates."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the worker does nothing but wait for the others, in the midst of a local phase."""
+
+    async def enter(self, holds: bool) -> None:
+        """Find a newcomer's place, who `holds` what the others of its column do, or has nothing yet."""
+
+    async def catch_up(self, step: int) -> None:
+        """Go through local steps before `step` that the others of the row have still to do."""
+
     async def train(self, step: int, steps: int) -> float | None:
         """Do so many local steps from `step` on, together; return their mean loss where it is known."""
 
@@ -228,7 +242,7 @@ class Peer:
         self._stopped = False
         self._budget = steps
         self._evaluate_every = evaluate_every
-        self._next_evaluation = 0
+        self.next_evaluation = 0
         self._evaluated = False
         self.id = worker
         self.seed = seed
@@ -359,7 +373,9 @@ class Peer:
         if steps <= 0:
             return 0
         supplied = 0
-        if not self.follows:
+        if self.row is not None:
+            await self.row.catch_up(self.step)
+        if not self.follows or self.row is not None:  # the others of its row need a newcomer's work at once
             await self._rest()
             if self._evaluate_every:
                 await self._evaluate_if_due()
@@ -428,7 +444,9 @@ class Peer:
         """
         if self.steps_left <= 0:
             return
-        self._backward_missed = self.follows
+        if self.row is not None:
+            await self.row.catch_up(self.step)
+        self._backward_missed = self.follows and self.row is None
         if not self._backward_missed:
             await self._rest()
             await self._evaluate_if_due()
@@ -807,7 +825,7 @@ class Peer:
             samples=self.samples,
             records=self.records,
             inner_steps=self._replica.inner_steps,
-            next_evaluation=self._next_evaluation,
+            next_evaluation=self.next_evaluation,
             evaluated=self._evaluated,
             own_slots=tuple(sorted(self._own_slots)),
             **self.meter.accounts(),
@@ -860,7 +878,7 @@ class Peer:
         self._began = self._loop.time() - life.time_s
         self.samples = life.samples
         self._replica.set_inner_steps(life.inner_steps)
-        self._next_evaluation, self._evaluated = life.next_evaluation, life.evaluated
+        self.next_evaluation, self._evaluated = life.next_evaluation, life.evaluated
         self._own_slots = set(life.own_slots)
         self.meter.go_on(life.seconds, life.sent_bytes, life.received_bytes, life.messages_sent)
         self._measured_s = self.meter.seconds["compute"]
@@ -873,7 +891,7 @@ class Peer:
         """Have done so many local steps, and begun so many rounds on each channel."""
         self.step = step
         self._replica.set_inner_steps(step)
-        self._next_evaluation = step // max(1, self._evaluate_every) * self._evaluate_every + self._evaluate_every
+        self.next_evaluation = step // max(1, self._evaluate_every) * self._evaluate_every + self._evaluate_every
         self._rounds, self._settled = dict(rounds), {}
         for channel, number in rounds.items():
             self.close(channel, number)
@@ -962,6 +980,11 @@ class Peer:
         for keeper in list(self.keepers):
             keeper.rest()
 
+    def rest_amid_phase(self) -> None:
+        """Give newcomers what they wait for if the worker only waits for its row, which may wait for them."""
+        if self.host is not None and self.row is not None and self.row.waits and not self._unsettled:
+            self.host.rest()
+
     async def _has_handed_in(self) -> bool:
         """Return whether all that the worker has trained on is settled, as far as leases tell; alone it never will be.
 
@@ -1026,8 +1049,9 @@ class Peer:
 
     @property
     def _evaluation_is_due(self) -> bool:
-        lowest = bool(self._evaluate_every) and self.id == min(self.members, default=self.id)
-        return lowest and self.step >= self._next_evaluation
+        if not self._evaluate_every or self.step < self.next_evaluation:
+            return False
+        return self.id == min(self.members, default=self.id) if self.row is None else self.row.evaluates
 
     async def _evaluate_if_due(self, last: bool = False) -> None:
         """Evaluate between local phases, where the parameters are what the rule wants to go on from.
@@ -1036,7 +1060,7 @@ class Peer:
         """
         if self._evaluated if last else self._evaluation_is_due:
             self._evaluated = True
-            self._next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
+            self.next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
             await self.evaluate()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -16,7 +17,7 @@ from decentral.leases import LeaseBook
 from decentral.outcome import Outcome
 from decentral.peer import Peer
 from decentral.workers.coordinator import Coordinator
-from decentral.workers.coordinator_rpc import CoordinatorServer
+from decentral.workers.coordinator_rpc import CoordinatorServer, Dismissed
 from decentral.workers.rpc import Keys
 from decentral.workers.worker import Place, live
 
@@ -32,14 +33,17 @@ def train_here(run: Run, lives: int = 1) -> Outcome:
 
     A worker's parameters are those of its last life, if that has finished.
     """
-    return asyncio.run(_train(run, lives))
+    return asyncio.run(training(run, lives))
 
 
-async def _train(run: Run, lives: int) -> Outcome:
+async def training(
+    run: Run, lives: int = 1, keys: Keys = KEYS, coordinator_of: Callable[..., Coordinator] = Coordinator
+) -> Outcome:
+    """Train as `train_here` does, beside whatever else goes on. Who is dismissed comes back no more."""
     book = LeaseBook(run.batch_size, run.leased_samples(run.make_task())) if run.leases else None
-    coordinator = Coordinator(range(run.fleet.size), silence_s=math.inf, book=book)
-    server = CoordinatorServer(coordinator, KEYS)
-    place = Place(await server.start("127.0.0.1", 0), KEYS, "127.0.0.1", torch.device("cpu"))
+    coordinator = coordinator_of(range(run.fleet.size), silence_s=math.inf, book=book, grid=run.pipeline.grid)
+    server = CoordinatorServer(coordinator, keys)
+    place = Place(await server.start("127.0.0.1", 0), keys, "127.0.0.1", torch.device("cpu"))
 
     async def live_again_and_again(worker: int) -> Peer | None:
         for life in range(lives):
@@ -48,6 +52,8 @@ async def _train(run: Run, lives: int) -> Outcome:
                 return peer if reason == "finished" else None
             except Died:
                 coordinator.remove(worker, life, "crashed")
+            except Dismissed:
+                return None
         return None
 
     try:

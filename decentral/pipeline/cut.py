@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,25 @@ class Block:
     """What is known of a block before anything is computed.
 
     `cost`: floating point operations of a forward pass in matrix products and convolutions, and one for each element
-    that comes out. `shape` of what comes out, for one microbatch.
+    that comes out. `shapes` are those of its parameters, `shape` that of what comes out, for one microbatch.
     """
 
-    parameters: int
+    shapes: tuple[tuple[int, ...], ...]
     cost: float
     shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+class Place(NamedTuple):
+    """Where a block's parameters lie in its stage's flat vector: elements `start .. stop - 1`."""
+
+    block: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,31 @@ class Cut:
     def part(self, task: Task, model: nn.Module, stage: int) -> Part:
         """Return the stage's part of the task's model, which shares its parameters."""
         return _part(task, model, self.bounds, stage)
+
+    def places(self, stage: int) -> list[Place]:
+        """Return where the stage's blocks with parameters lie, in order."""
+        found, start = [], 0
+        for index in range(self.bounds[stage], self.bounds[stage + 1]):
+            block = self.blocks[index]
+            if block.shapes:
+                found.append(Place(index, start, start + block.parameters))
+                start += block.parameters
+        return found
+
+    def counterpart(self, block: int, stage: int, other: int) -> int | None:
+        """Return where that block of the stage has its like in the stage `other`: the first element; None: nowhere.
+
+        Of blocks whose parameters have the same shapes the first corresponds to the first, the last to the last.
+        """
+        shapes = self.blocks[block].shapes
+        mine, theirs = (
+            [place for place in self.places(which) if self.blocks[place.block].shapes == shapes]
+            for which in (stage, other)
+        )
+        if not theirs:
+            return None
+        ordinal = [place.block for place in mine].index(block)
+        return theirs[round(ordinal * (len(theirs) - 1) / max(1, len(mine) - 1))].start
 
     def assemble(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the parameters of the whole model `[P]`, given every stage's, by stage."""
@@ -147,8 +185,8 @@ def survey(task: Task, model: nn.Module, samples: int) -> list[Block]:
         for index, block in enumerate(blocks):
             with FlopCounterMode(display=False) as counter:
                 values = _called(block, index, values)
-            size = sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
-            found.append(Block(size, counter.get_total_flops() + values.numel(), tuple(values.shape)))
+            shapes = tuple(tuple(parameter.shape) for parameter in block.parameters() if parameter.requires_grad)
+            found.append(Block(shapes, counter.get_total_flops() + values.numel(), tuple(values.shape)))
     return found
 
 

@@ -13,6 +13,7 @@ from decentral.errors import ConfigError
 from decentral.grid import Grid
 from decentral.part import Section
 from decentral.pipeline.cut import Cut, cut_of
+from decentral.pipeline.recovery import CheckFree, RecoveryField
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.task import Task
 
@@ -29,6 +30,8 @@ class Pipeline(Section):
     stages, or goes forward through all of them first. The same bits either way."""
     codec: CodecField = Float32()
     """How activations travel to the next stage, and their gradients back."""
+    recovery: RecoveryField = CheckFree()
+    """How a stage is rebuilt whose worker was lost when nobody else holds it."""
     cuts: tuple[int, ...] | None = None
     """The first block of each stage but the first, counted from 0; unset: where the slowest stage is the fastest."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from decentral.grid import Grid
 from decentral.inner import Inner
 from decentral.phantom import Phantom
 from decentral.pipeline.cut import Cut, Inputs
+from decentral.pipeline.recovery import Neighbour, Recovery
 from decentral.replica import PhantomReplica, Replica, TorchReplica, evaluate, initial_model, load_params, seed_of
 from decentral.task import Task, to_device
 
@@ -34,6 +36,7 @@ class Stage(Replica, Protocol):
     def mean_loss(self, step: int) -> float | None: ...
     def squared_norm(self) -> float: ...
     def update_with(self, step: int, norm: float) -> None: ...
+    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour]) -> None: ...
     def evaluate_whole(self, parts: list[Tensor]) -> dict[str, float]: ...
 
 
@@ -70,6 +73,7 @@ class TorchStage(TorchReplica):
         )
         self._under_way: dict[int, tuple[Tensor | None, Tensor]] = {}  # by microbatch: what came in, and went out
         self._losses: list[Tensor] = []
+        self._usual_lr = inner.lr
 
     @property
     def room_bytes(self) -> int:
@@ -137,6 +141,17 @@ class TorchStage(TorchReplica):
     def update_with(self, step: int, norm: float) -> None:
         """One step of the inner optimiser, which clips by the norm of the whole model's gradient."""
         self.inner.step(self.optimizer, step, self.total_steps, norm)
+
+    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour]) -> None:
+        """Begin with what `recovery` makes of the neighbours' stages; raises `PeerGone` if it cannot.
+
+        The inner optimiser is fresh, and steps at the learning rate that `recovery` says.
+        """
+        self.params.copy_(recovery.rebuilt(self.cut, self.stage, neighbours))
+        for name in (*self.inner.momenta, *self.inner.variances):
+            self.inner_state(name).zero_()
+        self.set_inner_steps(0)
+        self.set_learning_rate(self._usual_lr * recovery.bump)
 
     def evaluate_whole(self, parts: list[Tensor]) -> dict[str, float]:
         """Return the task's held-out metrics of the whole model, given every stage's parameters, by stage."""
@@ -208,6 +223,9 @@ class PhantomStage(PhantomReplica):
         return 0.0
 
     def update_with(self, step: int, norm: float) -> None:
+        return None
+
+    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour]) -> None:
         return None
 
     def evaluate_whole(self, parts: list[Tensor]) -> dict[str, float]:

@@ -100,13 +100,20 @@ def segments_of(tensors: Iterable[tuple[str, int]]) -> list[Segment]:
     ]
 
 
-def host_for(newcomer: int, members: Members, hosts: Mapping[int, int], asked: Collection[int] = ()) -> int | None:
+def host_for(
+    newcomer: int,
+    members: Members,
+    hosts: Mapping[int, int],
+    asked: Collection[int] = (),
+    group: tuple[int, ...] = (),
+) -> int | None:
     """Return the member that a newcomer had best ask for its state; None if there is none but those it has `asked`.
 
+    Of `group` alone, if given: those who hold what it holds of the model.
     `hosts` says whom newcomers have asked so far, by newcomer. It is one who takes part and has the fewest guests that
     do not; of these, one that has left the run least often; of these, the next one in number.
     """
-    party = members.party()
+    party = members.party("", group)
     busy = Counter(host for guest, host in hosts.items() if guest in members and guest not in party)
     lost = Counter(members.departed)
     able = [worker for worker in party if worker != newcomer and worker not in asked]
@@ -128,16 +135,23 @@ async def enter(peer: Peer, host: int, follow: bool) -> None:
         peer.guide = None  # nobody else could let it in
         raise
     if not follow:
-        peer.stand_at(now.step, now.rounds)
+        if peer.row is None:  # otherwise its row has yet to do what its host is about
+            peer.stand_at(now.step, now.rounds)
         await peer.vote(Ballot(peer.id, "", 0, 0, None))
         peer.guide = None
 
 
-def entering(rule: SyncRule, host: int) -> Callable[[Peer], Coroutine[Any, Any, None]]:
-    """Return what a newcomer runs whom the member `host` lets in: the rule, once it has its state, and its own back."""
+def entering(rule: SyncRule, host: int | None) -> Callable[[Peer], Coroutine[Any, Any, None]]:
+    """Return what a newcomer runs whom the member `host` lets in: the rule, once it has its state, and its own back.
+
+    None: nobody else holds its stage, and the others of its row let it in.
+    """
 
     async def enter_and_run(peer: Peer) -> None:
-        await enter(peer, host, follow=rule.newcomers == "follow")
+        if host is not None:
+            await enter(peer, host, follow=rule.newcomers == "follow")
+        if peer.row is not None:
+            await peer.row.enter(holds=host is not None)
         if peer.guard is not None:
             await peer.guard.entered()
         await rule.run(peer)
@@ -163,6 +177,7 @@ class Host:
                 self._peer.refuse(guest, error)
             if self._peer.leaves:
                 self.decline()
+            self._peer.rest_amid_phase()
 
     def decline(self) -> None:
         """The worker is about to leave: whoever has asked had better ask somebody else."""

@@ -72,7 +72,7 @@ def simulate(
         loop = VirtualLoop()
         peers: list[Peer] = []
         book = LeaseBook(run.batch_size, run.leased_samples(task)) if run.leases else None
-        world = SimWorld(loop, fleet, run.seed, record, watch, book)
+        world = SimWorld(loop, fleet, run.seed, record, watch, book, run.pipeline.grid)
         loop.at_instant_end(lambda: check_memory(run, peers))  # rules make their slots before the first step
         try:
             loop.run_until_complete(_run(world, run, replicas, peers, evaluates=not timing_only, spans=watch.spans))
@@ -135,7 +135,7 @@ async def _run(
             room_bytes=stage.room_bytes if stage else 0,
         )
         if stage is not None:
-            peer.row = Line(peer, stage, run.pipeline)
+            peer.row = Line(peer, stage, run.pipeline, recovers=run.takes_newcomers)
         if run.parity.workers is not None and evaluates:  # nobody has a state where there are no tensors
             Guard(peer, run.parity, run.fleet.places())
         peers.append(peer)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from decentral.errors import PeerGone
 from decentral.fleet import Event, Fleet
 from decentral.fleet.happenings import happenings, happenings_until, starters
+from decentral.grid import WHOLE, Grid
 from decentral.journal import Record
 from decentral.leases import Grant, LeaseBook, Request
 from decentral.members import Ballot, Decision, Members, Roster, cohort_of
@@ -45,6 +46,7 @@ class SimWorld:
         record: Callable[[Record], None],
         watch: Watch = UNWATCHED,
         book: LeaseBook | None = None,
+        grid: Grid = WHOLE,
     ) -> None:
         self._loop = loop
         self._fleet = fleet
@@ -68,7 +70,7 @@ class SimWorld:
         self._unsent: list[int] = [0] * fleet.size
         self._drained: dict[int, asyncio.Future[None]] = {}
         self._sites = SiteTally(fleet.sites())
-        self._write, self._book = record, book
+        self._write, self._book, self._grid = record, book, grid
         self.record = record if book is None else self._record_and_book
         self.layerwise = LayerwisePhases(loop, self._duration) if fleet.layerwise else None
 
@@ -189,11 +191,13 @@ class SimWorld:
         if worker in self._peers:
             return
         self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
-        host = host_for(worker, self._roster.members, self._hosts)
-        if host is None:
+        column = self._grid.column(worker, self._fleet.size)
+        host = host_for(worker, self._roster.members, self._hosts, group=column)
+        if host is not None:
+            self._hosts[worker] = host
+        elif not self._grid.mates(worker) & self._peers.keys():
             return  # there is nobody who could let it in
-        self._hosts[worker] = host
-        self._roster.join(worker)
+        self._roster.join(worker, alone=host is None)
         self._begin(self._make(worker), entering(self._rule, host))
 
     async def _live(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from decentral.checkpoint import Desk
 from decentral.errors import ConfigError
+from decentral.grid import WHOLE, Grid
 from decentral.journal import KINDS, Record, record_from
 from decentral.leases import Grant, LeaseBook, Request
 from decentral.members import Ballot, Decision, Entry, Members, Roster
@@ -49,7 +50,10 @@ class Entrant:
 
 
 class Seat(NamedTuple):
-    """An entrant that has joined. A newcomer gets its state from the member `host`; who was there at first has none."""
+    """An entrant that has joined. A newcomer gets its state from the member `host`; who was there at first has none.
+
+    It is the newcomer itself if nobody else holds its stage of the model: the others of its row let it in.
+    """
 
     entrant: Entrant
     incarnation: int
@@ -111,11 +115,12 @@ class Coordinator:
         ledger: Ledger | None = None,
         book: LeaseBook | None = None,
         resumed: Resumption | None = None,
+        grid: Grid = WHOLE,
     ) -> None:
         self.desk = Desk()
         self._resumed = resumed
         self._expected = frozenset(workers)
-        self._book = book
+        self._book, self._grid = book, grid
         self._silence_s, self._clock, self._call, self._ledger = silence_s, clock, call, ledger
         self._roster: Roster | None = None
         self._seats: dict[int, Seat] = {}
@@ -338,7 +343,7 @@ class Coordinator:
 
     def _take_in(self, entrant: Entrant, incarnation: int) -> None:
         worker = entrant.worker
-        host = None if self._roster is None else self._host_for(worker)
+        host = None if self._roster is None else self._host_for(worker)  # itself: its row lets it in
         if self._roster is not None:
             self._write_last_record(worker, "replaced")
             self._roster.remove(worker)  # it is here again: nobody need wait until its death is found out
@@ -346,7 +351,7 @@ class Coordinator:
         self._sit_down(Seat(entrant, incarnation, host))
         if self._roster is not None:
             self._heard[worker] = self._clock()
-            self._roster.join(worker)
+            self._roster.join(worker, alone=host == worker)
         elif self._seats.keys() == self._expected:
             self.begin()
 
@@ -359,12 +364,14 @@ class Coordinator:
         )
 
     def _host_for(self, newcomer: int) -> int:
-        """Return the member that had best let the newcomer in; raises `Refused`."""
+        """Return the member that had best let the newcomer in, itself if its row must; raises `Refused`."""
         hosts = {worker: seat.host for worker, seat in self._seats.items() if seat.host is not None}
-        host = host_for(newcomer, self.members, hosts)
-        if host is None:
+        host = host_for(newcomer, self.members, hosts, group=self._grid.column(newcomer, len(self._expected)))
+        if host is not None:
+            return host
+        if not self._grid.mates(newcomer) & set(self.members):
             raise Refused("nobody is left who could let a newcomer in")
-        return host
+        return newcomer
 
     def _is_out(self, worker: int) -> bool:
         return self._roster is not None and worker not in self._roster.members

@@ -57,6 +57,7 @@ class CoordinatorActor:
             ledger=Ledger(self._ledger),
             book=self._book(run),
             resumed=self._resumed,
+            grid=run.pipeline.grid,
         )
         if run.checkpoint.url:
             archive = Archive(Storage(run.checkpoint.url), self._owner, run.checkpoint.keep)

@@ -137,7 +137,7 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
             room_bytes=0 if stage is None else stage.room_bytes,
         )
         if stage is not None:
-            peer.row = Line(peer, stage, run.pipeline)
+            peer.row = Line(peer, stage, run.pipeline, recovers=run.takes_newcomers)
         if saved is not None and welcome.host is None:
             peer.restore(saved)
         if run.parity.workers is not None:

@@ -80,10 +80,10 @@ class RealWorld:
         self._transport.lookout = self
         self._contacts = welcome.contacts
         self._transport.admit(welcome.contacts)
-        main = self._loop.create_task(peer.run(rule.run if welcome.host is None else entering(rule, welcome.host)))
+        main = self._loop.create_task(peer.run(_what_to_run(peer, rule, welcome.host)))
         tasks = [self._watch(), self._report(), self._beat(), listen(notices, lambda notice: self._heed(main, notice))]
         beside = [self._begin(task) for task in tasks]
-        if rule.takes_newcomers and peer.row is None:
+        if rule.takes_newcomers:
             peer.host = host = Host(peer)
             peer.spawn(host.listen())
         try:
@@ -293,6 +293,13 @@ class RealWorld:
                 self._transport.pace.training = False
 
         return training
+
+
+def _what_to_run(peer: Peer, rule: SyncRule, host: int | None) -> Callable[[Peer], Coroutine[Any, Any, None]]:
+    """Return the rule, or what a newcomer runs, whose `host` is itself if its row lets it in."""
+    if host is None:
+        return rule.run
+    return entering(rule, None if host == peer.id else host)
 
 
 def _neighbours(members: Members, worker: int) -> list[int]:

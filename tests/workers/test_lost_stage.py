@@ -1,0 +1,51 @@
+"""A stage whose actor is killed on a real Ray is rebuilt, and its row goes on from where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from blocks import Chain
+from test_lives import pid_of
+
+from decentral.config import Run, validated
+from decentral.journal import Rebuilt, Record, Trained
+from decentral.workers.launch import train
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+STEPS = 400
+
+
+def run_of(victim: int) -> Run:
+    return validated(
+        {
+            "steps": STEPS,
+            "batch_size": 4,
+            "evaluate_every": 0,
+            "task": {"name": f"tests.blocks:{Chain.__name__}", "layers": 6},
+            "rule": {"name": "local_sgd", "period": 20},
+            "inner": {"name": "adamw", "lr": 1e-3},
+            "pipeline": {"stages": 3, "microbatches": 2},
+            "fleet": {"workers": [{"count": 3}]},
+        },
+        f"stage {victim}",
+    )
+
+
+def test_a_middle_stage_that_is_killed_in_mid_batch_is_rebuilt_and_nobody_goes_back() -> None:
+    killed: list[float] = []
+
+    def see(record: Record) -> None:
+        if isinstance(record, Trained) and record.step >= 100 and not killed:
+            killed.append(record.time_s)
+            os.kill(pid_of("worker-1"), signal.SIGKILL)
+
+    outcome = train(run_of(1), on_record=see)
+    (rebuilt,) = [record for record in outcome.records if isinstance(record, Rebuilt)]
+    assert (rebuilt.worker, rebuilt.members) == (1, (0, 2))
+    assert [left.reason for left in outcome.left() if left.worker != 1] == ["finished"] * 2
+    for worker in (0, 2):  # every step once
+        steps = [record.step for record in outcome.records if isinstance(record, Trained) and record.worker == worker]
+        assert steps == list(range(20, STEPS + 1, 20))
+    assert outcome.after["loss"] < outcome.before["loss"]
