@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lean_runs import check_equal
 
 from decentral.config import Run, validated
 from decentral.errors import PeerGone
@@ -21,6 +22,7 @@ from decentral.peer import Peer
 from decentral.protocols import RULES, SyncRule
 from decentral.protocols.topology import RandomGroups
 from decentral.sim.simulate import simulate
+from decentral.sim.watch import Watch
 from decentral.wire import Header, HeaderSizes, Packet, Tag, pack_header, signal
 
 STEP_S = 0.05
@@ -92,9 +94,10 @@ def test_journal_does_not_depend_on_the_process() -> None:
 @pytest.mark.parametrize("rule", [name for name in RULES if name not in ("dbw", "pbt")])  # they go by losses: none here
 def test_timing_only_agrees_with_real_training(rule: str, jitter: float, events: dict[str, Any]) -> None:
     run = make_run(rule, fleet={**UNEVEN, "jitter": jitter, **events})
-    real, timing = simulate(run), simulate(run, timing_only=True)
+    real, timing = simulate(run), simulate(run, timing_only=True, watch=Watch(links=True))  # by messages
     assert [without_loss(record) for record in real.records] == lines(timing)
     assert real.seconds == timing.seconds
+    check_equal(simulate(run, timing_only=True), timing, within_s=1e-9)  # without them, where that can be
 
 
 def test_observer_sees_every_record_as_it_is_made() -> None:
