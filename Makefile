@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 FUZZ_SECONDS ?= 600
 CHAOS_FAULTS ?= 1000
+CHAOS_SEED ?= 0
 
 # The CPU build of torch where there is no NVIDIA GPU: the plain Linux build brings several GB of CUDA libraries.
 TORCH := torch==2.13.0
@@ -39,8 +40,9 @@ fidelity: $(READY)
 	$(BIN)/pytest -m fidelity tests/worlds/fidelity
 
 # Hours, as root: real runs on a Ray of several nodes, in which everything is killed, frozen and cut again and again.
+# After a failure, CHAOS_SEED=7 begins with the runs of that seed.
 chaos: $(READY)
-	DECENTRAL_CHAOS_FAULTS=$(CHAOS_FAULTS) $(BIN)/pytest -m chaos tests/chaos
+	DECENTRAL_CHAOS_FAULTS=$(CHAOS_FAULTS) DECENTRAL_CHAOS_SEED=$(CHAOS_SEED) $(BIN)/pytest -m chaos tests/chaos
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
@@ -51,9 +53,10 @@ fuzz: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m fuzz.guided -max_total_time=$(FUZZ_SECONDS)
 
-# Hours: the fuzzers, then ten thousand rounds over real sockets with peers killed and started again.
+# Hours: the fuzzers, ten thousand rounds over real sockets with peers killed and started again, an hour of churn.
 soak: fuzz
 	$(BIN)/python -m soak.rounds
+	$(BIN)/python -m soak.churn
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

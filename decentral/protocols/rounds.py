@@ -277,8 +277,9 @@ class _Fold:
     """Folds contributions: leaves out those whose norm is absurd, then merges the others.
 
     A norm is absurd if it is more than `peer.norm_limit` times the running median, which is over the norms of these
-    contributions and the medians of the last `NORMS_KEPT` folds; norms are per element, for folds may be of segments of
-    unequal length. What it learns counts when the round is committed.
+    contributions and the medians of the last `NORMS_KEPT` folds, and as many times the median of these alone: what most
+    have come to together is usual from now on, or no round would ever teach it. Norms are per element, for folds may be
+    of segments of unequal length. What it learns counts when the round is committed.
     """
 
     def __init__(self, peer: Peer, merge: Merge, name: str, *, all_or_none: bool) -> None:
@@ -325,7 +326,8 @@ class _Fold:
         norms = [float(torch.linalg.vector_norm(each.values)) * per_element for each in contributions]
         kept = self._slot("norms", torch.zeros(NORMS_KEPT))
         known = [*(norm for norm in kept.tolist() if norm > 0), *norms]
-        median = statistics.median_low(known)
+        of_these = statistics.median_low(norms)
+        median = max(statistics.median_low(known), of_these)
         if len(known) < NORMS_NEEDED or median == 0:
             usual = contributions
         else:
@@ -336,9 +338,7 @@ class _Fold:
                 else:
                     error = FrameError("norm", f"norm {norm:.3g} where {median:.3g} is usual")
                     self._peer.refuse(each.worker, error)
-            if not usual:
-                raise FrameError("norm", "no contribution has a usual norm")
-        self._medians.append(statistics.median_low(norms))
+        self._medians.append(of_these)
         return usual
 
 

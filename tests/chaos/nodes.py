@@ -1,42 +1,33 @@
-"""A storm over a real Ray cluster, whose nodes are network namespaces: what befalls processes, lines and machines.
-
-It knows of the run only what an outsider can see: processes, and what witnesses have written.
-"""
+"""A storm over a real Ray cluster, whose nodes are network namespaces: it draws what befalls which node, and when."""
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.witness import sights
-from tests.worlds.fidelity.namespaces import Cluster
+from decentral.journal import Settled
+from tests.chaos.faults import Faults, Mending
+from tests.chaos.follow import Follower
+from tests.chaos.witness import worker_process
 
-WORKER = "ray::Worker"
-COORDINATOR = "ray::CoordinatorActor"
-RAYLET = "raylet/raylet"
 FRESH_S = 2.0
 """Who has rested after a round within so many seconds takes part."""
 SPARED = 2
 """Workers that must be left when others are struck: a run whose last member is gone is over."""
 PAUSE_S = 1.0
-"""Seconds between two faults, on average."""
-FROZEN_S = 20.0
-"""Seconds that a process is frozen, and that pass until a machine comes back that was drained or lost its raylet."""
-CUT_S = 6.0
-THIN_S = 6.0
-FULL_MBIT, THIN_MBIT = 100.0, 1.0
-DEAD_NODE_S = 1.0
-"""Seconds until a machine that has crashed is started again."""
+"""Seconds between two blows, on average."""
+AT_ONCE = 3
+"""Faults of one blow, at the most."""
 STILL_S = 120.0
 """A run in which nobody has rested after a round for so long hangs."""
 LOOK_S = 0.1
+HEAD, DISK = 0, -1
+"""Where the coordinator is, and what stands for the disk among the nodes."""
 
 
 class Hang(AssertionError):
@@ -53,151 +44,121 @@ class Struck:
 
 
 class NodeStorm:
-    """Strikes nodes `1 .. count` while a run trains on them. The seed draws which faults, where and when."""
+    """Strikes nodes `1 .. count` while a run of so many `workers` trains on them.
 
-    def __init__(self, cluster: Cluster, count: int, folder: Path, seed: int) -> None:
+    The seed draws which faults, where and when. Witnesses write to `folder`, the run's journal is `journal`.
+    """
+
+    def __init__(self, faults: Faults, count: int, workers: int, folder: Path, journal: Path, seed: int) -> None:
         self.struck: list[Struck] = []
-        self._cluster, self._nodes, self._folder, self._seed = cluster, range(1, count + 1), folder, seed
+        self._faults, self._nodes, self._workers, self._folder, self._seed = faults, count, workers, folder, seed
+        self._journal, self._settled = Follower(journal), 0
         self._draw = random.Random(seed)
         self._ill: set[int] = set()  # nodes that are not to be struck again before they are well
-        self._mending: list[threading.Thread] = []
-        self._faults: dict[str, Callable[[int], None]] = {
-            "kill a worker": self._kill,
-            "kill a worker again": self._kill,
-            "freeze a worker": self._freeze,
-            "crash a node": self._crash,
-            "kill a raylet": self._kill_raylet,
-            "freeze a raylet": self._freeze_raylet,
-            "drain a node": self._drain,
-            "cut a line": self._cut,
-            "thin a line": self._thin,
-            "kill the coordinator": self._kill_coordinator,
+        self._mending: list[Future[None]] = []
+        self._may_kill_newcomer = False
+        at_members: dict[str, Callable[[int], Mending | None]] = {
+            "kill a worker": faults.kill,
+            "freeze a worker": faults.freeze,
+            "stall a worker": faults.stall,
+            "crash a node": faults.crash,
+            "kill a raylet": faults.kill_raylet,
+            "freeze a raylet": faults.freeze_raylet,
+            "drain a node": faults.drain,
+            "stop Ray on a node": faults.end_raylet,
+            "cut a line": faults.cut,
+            "thin a line": faults.thin,
+            "set a clock ahead": faults.skew_ahead,
+            "set a clock back": faults.skew_behind,
+        }
+        self._blows: dict[str, tuple[Callable[[int], Mending | None], Callable[[], list[int]]]] = {
+            **{name: (fault, self._sound) for name, fault in at_members.items()},
+            "kill a newcomer": (faults.kill, self._mortal_newcomers),
+            "stall a newcomer": (faults.stall, self._newcomers),
+            "kill the coordinator": (faults.kill_coordinator, lambda: [HEAD]),
+            "fill the disk": (faults.fill_disk, lambda: [DISK]),
         }
 
-    def pass_over(self, training: subprocess.Popen[bytes], rounds: int) -> None:
-        """Strike until somebody has got through so many rounds, then wait for the run's end. Raises `Hang`."""
-        try:
-            while training.poll() is None and self._round() < rounds:
+    def pass_over(self, training: subprocess.Popen[bytes], samples: int) -> None:
+        """Strike until so many samples are settled, then wait for the run's end. Raises `Hang`."""
+        with ThreadPoolExecutor(self._nodes + 2) as self._menders:
+            while training.poll() is None and self._samples() < samples:
                 self._wait(training, self._draw.uniform(0, 2 * PAUSE_S))
-                well = self._well()
-                if well:
-                    self._strike(self._draw.choice(list(self._faults)), self._draw.choice(well))
+                if self._members():
+                    for name in self._draw.sample(list(self._blows), self._draw.randint(1, AT_ONCE)):
+                        self._strike(name)
             while training.poll() is None:
                 self._wait(training, LOOK_S)
-        finally:
-            for mending in self._mending:
-                mending.join()
+        for mending in self._mending:
+            mending.result()
 
-    def _strike(self, fault: str, node: int) -> None:
-        self.struck.append(Struck(time.monotonic(), fault, node))
+    def _strike(self, name: str) -> None:
+        fault, places = self._blows[name]
+        where = [place for place in places() if place not in self._ill]
+        if not where:
+            return
+        node = self._draw.choice(where)
+        self.struck.append(Struck(time.monotonic(), name, node))
         with (self._folder / "struck").open("a") as file:
             print(self.struck[-1], file=file)
+        self._may_kill_newcomer = self._may_kill_newcomer and name != "kill a newcomer"
         self._ill.add(node)
-        self._faults[fault](node)
+        mending = fault(node)
+        if mending is None:
+            self._ill.discard(node)
+        else:
+            self._later(mending, node)
+
+    # -- who is where ------------------------------------------------------------------------------------------------
+
+    def _members(self) -> list[int]:
+        """Return the nodes with a worker that takes part and that nothing ails."""
+        now = time.time()
+        seen = {worker_process(file) for file in self._witnessed() if now - file.stat().st_mtime < FRESH_S}
+        members = [node for node in self._well() if seen & set(self._faults.workers(node))]
+        self._may_kill_newcomer = self._may_kill_newcomer or len(members) == self._workers
+        return members
+
+    def _sound(self) -> list[int]:
+        """Return the members' nodes, none if too few would be left without one of them."""
+        members = self._members()
+        return members if len(members) > SPARED else []
+
+    def _newcomers(self) -> list[int]:
+        """Return the nodes with a worker that has not rested after any round yet."""
+        seen = {worker_process(file) for file in self._witnessed() if file.stat().st_size}
+        return [node for node in self._well() if (found := set(self._faults.workers(node))) and not seen & found]
+
+    def _mortal_newcomers(self) -> list[int]:
+        """Return those that may be killed: a worker that dies three times before it joins is not started again."""
+        return self._newcomers() if self._may_kill_newcomer else []
 
     def _well(self) -> list[int]:
-        """Return nodes with a worker that takes part; none if too few would be left without one of them."""
-        now = time.time()
-        seen = {
-            int(file.stem.partition("-")[2])
-            for file in self._folder.glob("*.seen")
-            if now - file.stat().st_mtime < FRESH_S
-        }
-        well = [node for node in self._nodes if node not in self._ill and seen & set(self._processes(node, WORKER))]
-        return well if len(well) > SPARED else []
+        return [node for node in range(1, self._nodes + 1) if node not in self._ill]
 
-    def _round(self) -> int:
-        return max((sight.round for sight in sights(self._folder)), default=0)
+    def _witnessed(self) -> list[Path]:
+        return list(self._folder.glob("*.seen"))
+
+    def _samples(self) -> int:
+        """Return how many samples are settled by now."""
+        self._settled += sum(record.samples for record in self._journal.fresh() if isinstance(record, Settled))
+        return self._settled
+
+    # -- time --------------------------------------------------------------------------------------------------------
 
     def _wait(self, training: subprocess.Popen[bytes], seconds: float) -> None:
         time.sleep(seconds)
-        newest = max((file.stat().st_mtime for file in self._folder.glob("*.seen")), default=time.time())
+        newest = max((file.stat().st_mtime for file in self._witnessed()), default=time.time())
         if time.time() - newest > STILL_S and training.poll() is None:
             last = "\n".join(f"{struck.at_s:.1f} {struck.fault}, node {struck.node}" for struck in self.struck[-10:])
             raise Hang(f"seed {self._seed}: no round for {STILL_S:g} s after\n{last}")
 
-    def _later(self, seconds: float, mend: Callable[[], object], node: int) -> None:
-        """Mend in so many seconds, whatever happens; then the node may be struck again."""
+    def _later(self, mending: Mending, node: int) -> None:
+        """Mend when it is time, whatever happens; then the node may be struck again."""
 
         def wait_and_mend() -> None:
-            time.sleep(seconds)
-            mend()
+            time.sleep(mending.after_s)
+            mending.mend()
             self._ill.discard(node)
 
-        thread = threading.Thread(target=wait_and_mend)
-        thread.start()
-        self._mending.append(thread)
-
-    # -- faults ------------------------------------------------------------------------------------------------------
-
-    def _kill(self, node: int) -> None:
-        self._signal(node, WORKER, signal.SIGKILL)
-        self._ill.discard(node)
-
-    def _freeze(self, node: int) -> None:
-        pids = self._signal(node, WORKER, signal.SIGSTOP)
-        self._later(FROZEN_S, lambda: _send(pids, signal.SIGCONT), node)
-
-    def _crash(self, node: int) -> None:
-        self._cluster.crash(node)
-        self._later(DEAD_NODE_S, lambda: self._cluster.boot(node), node)
-
-    def _kill_raylet(self, node: int) -> None:
-        """The worker lives on for a while, though Ray counts its node for lost."""
-        self._signal(node, RAYLET, signal.SIGKILL)
-
-        def boot() -> None:
-            self._cluster.crash(node)
-            self._cluster.boot(node)
-
-        self._later(FROZEN_S, boot, node)
-
-    def _freeze_raylet(self, node: int) -> None:
-        pids = self._signal(node, RAYLET, signal.SIGSTOP)
-        self._later(FROZEN_S, lambda: _send(pids, signal.SIGCONT), node)
-
-    def _drain(self, node: int) -> None:
-        """A node that gets SIGTERM is drained for 30 s; then its machine goes."""
-        self._signal(node, RAYLET, signal.SIGTERM)
-
-        def boot() -> None:
-            self._cluster.crash(node)
-            self._cluster.boot(node)
-
-        self._later(FROZEN_S, boot, node)
-
-    def _cut(self, node: int) -> None:
-        self._cluster.cut(node)
-        self._later(CUT_S, lambda: self._cluster.heal(node), node)
-
-    def _thin(self, node: int) -> None:
-        self._cluster.limit_node(node, THIN_MBIT)
-        self._later(THIN_S, lambda: self._cluster.limit_node(node, FULL_MBIT), node)
-
-    def _kill_coordinator(self, node: int) -> None:
-        self._signal(0, COORDINATOR, signal.SIGKILL)
-        self._ill.discard(node)
-
-    def _signal(self, node: int, title: str, number: signal.Signals) -> list[int]:
-        pids = self._processes(node, title)
-        _send(pids, number)
-        return pids
-
-    def _processes(self, node: int, title: str) -> list[int]:
-        """Return the node's processes that have `title` in their command line."""
-        return [pid for pid in self._cluster.pids(node) if title in _command_line(pid)]
-
-
-def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""  # it has ended
-
-
-def _send(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
+        self._mending.append(self._menders.submit(wait_and_mend))

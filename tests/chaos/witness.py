@@ -19,12 +19,16 @@ CHANNEL = "sync"
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """At `at_s` of this machine's monotonic clock a life of `worker` rested after `round`, its parameters `digest`."""
+    """At `at_s` of this machine's monotonic clock a life of `worker` rested after `round`, its parameters `digest`.
+
+    `is_last`: that life has not been seen again.
+    """
 
     at_s: float
     worker: int
     round: int
     digest: int
+    is_last: bool
 
 
 class Witness:
@@ -73,10 +77,15 @@ class WitnessedNoLoCo(Witnessed, NoLoCo):
     """NoLoCo, watched."""
 
 
+def worker_process(file: Path) -> int:
+    """Return the process whose worker writes to this file."""
+    return int(file.stem.partition("-")[2])
+
+
 def sights(folder: Path) -> Iterator[Sight]:
     """Yield what witnesses have written so far."""
     for file in sorted(folder.glob("*.seen")):
-        for line in file.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                at_s, worker, number, digest = line.split()
-                yield Sight(float(at_s), int(worker), int(number), int(digest))
+        lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        for place, line in enumerate(lines, 1):
+            at_s, worker, number, digest = line.split()
+            yield Sight(float(at_s), int(worker), int(number), int(digest), is_last=place == len(lines))

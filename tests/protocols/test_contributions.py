@@ -167,6 +167,29 @@ def test_norms_may_grow_and_shrink_slowly() -> None:
     assert not refusals(simulate(cluster(rule, 3)))
 
 
+@both_folding
+def test_a_norm_that_all_have_come_to_at_once_is_no_absurd_one(all_reduce: AllReduce) -> None:
+    """As when gradients that had vanished are back: or no round would be committed any more. One alone is absurd."""
+
+    async def script(peer: Peer) -> list[Tensor]:
+        peer.norm_limit = 10.0
+        means = []
+        for number in range(20):
+            values = start_of(peer.id, 40, seed=number) * (1.0 if number < 18 else 1e6)
+            round_ = Round(peer, Float32(), all_reduce)
+            round_.contribute(values * 1e6 if peer.id == 1 and number == 19 else values)
+            means += await round_.settle() or []
+        return means
+
+    rule, results = scripted(script)
+    outcome = simulate(cluster(rule, 3))
+    for means in results.values():
+        assert len(means) == 20
+        assert torch.allclose(means[18], sum(start_of(worker, 40, 18) for worker in range(3)) / 3 * 1e6)
+        assert torch.allclose(means[19], sum(start_of(worker, 40, 19) for worker in (0, 2)) / 2 * 1e6)
+    assert refusals(outcome) == {(folder, 1, "norm") for folder in range(3)}
+
+
 # -- merges ------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -22,14 +22,16 @@ BURST = "32kb"
 START_S = 60.0
 PORT = 6379
 SUBNET = "10.77.0"
-_RAY_START = (str(Path(sys.executable).with_name("ray")), "start", "--disable-usage-stats")
+_NOTHING: Mapping[int, Mapping[str, str]] = {}
+_RAY = str(Path(sys.executable).with_name("ray"))
+_RAY_START = (_RAY, "start", "--disable-usage-stats")
 
 
 class Cluster:
-    """Some nodes besides the head, each good for one worker."""
+    """Some nodes besides the head, each good for one worker. `own` are environment variables of single nodes."""
 
-    def __init__(self, name: str, nodes: int, folder: Path) -> None:
-        self._name, self._nodes = name, nodes
+    def __init__(self, name: str, nodes: int, folder: Path, own: Mapping[int, Mapping[str, str]]) -> None:
+        self._name, self._nodes, self._own = name, nodes, own
         self._env = {
             **os.environ,
             "RAY_TMPDIR": str(folder),
@@ -69,7 +71,14 @@ class Cluster:
     def boot(self, node: int) -> None:
         """Start Ray on a node where it does not run."""
         where = (f"--address={SUBNET}.10:{PORT}", f"--node-ip-address={SUBNET}.{10 + node}")
-        self._inside(self.space(node), *_RAY_START, *where, "--num-cpus=1", timeout_s=START_S)
+        own = [f"{name}={value}" for name, value in self._own.get(node, {}).items()]
+        self._inside(self.space(node), "env", *own, *_RAY_START, *where, "--num-cpus=1", timeout_s=START_S)
+
+    def drain(self, node_id: str, seconds: int) -> None:
+        """Have Ray told that the machine of the node, by Ray's own name for it, will go in so many seconds."""
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test")
+        which = (f"--address={SUBNET}.10:{PORT}", "--node-id", node_id, "--deadline-remaining-seconds", str(seconds))
+        self._inside(self.space(0), _RAY, "drain-node", *which, *reason)
 
     def stop(self) -> None:
         """Kill everything that runs in the namespaces."""
@@ -136,15 +145,15 @@ def why_not() -> str:
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[Cluster]:
+def cluster(nodes: int, own: Mapping[int, Mapping[str, str]] = _NOTHING) -> Iterator[Cluster]:
     """A Ray cluster of a head and so many nodes; nothing of it is left afterwards."""
-    with bare_cluster(nodes) as made:
+    with bare_cluster(nodes, own) as made:
         made.start()
         yield made
 
 
 @contextmanager
-def bare_cluster(nodes: int) -> Iterator[Cluster]:
+def bare_cluster(nodes: int, own: Mapping[int, Mapping[str, str]] = _NOTHING) -> Iterator[Cluster]:
     """A head and so many nodes where nothing runs yet; whatever runs there at the end is killed."""
     name = f"dc{os.getpid()}"
     with ExitStack() as stack:
@@ -163,7 +172,7 @@ def bare_cluster(nodes: int) -> Iterator[Cluster]:
             _run("ip", "-n", head, "link", "set", port, "master", "bridge", "up")
             _run("ip", "-n", space, "addr", "add", f"{SUBNET}.{10 + node}/24", "dev", "eth")
             _run("ip", "-n", space, "link", "set", "eth", "up")
-        made = Cluster(name, nodes, folder)
+        made = Cluster(name, nodes, folder, own)
         stack.callback(made.stop)
         yield made
 
