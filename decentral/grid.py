@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -32,6 +33,10 @@ class Grid:
     def mates(self, worker: int) -> set[int]:
         """Return the other workers of the same replica."""
         return set(self.row(worker)) - {worker}
+
+    def missing(self, workers: Collection[int]) -> list[int]:
+        """Return the stages that none of the workers holds."""
+        return sorted(set(range(self.stages)) - {self.stage(worker) for worker in workers})
 
     def column(self, worker: int, workers: int) -> tuple[int, ...]:
         """Return those of `workers` workers who hold the same stage; nobody if there is one stage alone."""

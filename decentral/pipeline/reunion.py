@@ -59,11 +59,6 @@ class Reunion:
         self.waits = False
         """Whether the worker does nothing but wait for others of its row."""
 
-    @property
-    def losses(self) -> int:
-        """How often somebody of the row had left the run when its workers last met."""
-        return sum(worker in self._row for worker in self._since.departed)
-
     async def meet(self, place: Place) -> tuple[int, float]:
         """Return which local step the row does next, and the norm of the whole gradient in the one before.
 
@@ -91,6 +86,13 @@ class Reunion:
     def _look_round(self) -> None:
         now = self._peer.everybody
         self._since = Members(now.epoch, self._row, now.finished, now.departed)
+        self.losses = self._count_losses()
+        """How often the row has lost somebody, as known when its workers last met."""
+
+    def _count_losses(self) -> int:
+        now = self._peer.everybody
+        gone, finished = (sum(worker in self._row for worker in those) for those in (now.departed, now.finished))
+        return gone - finished
 
     async def _places(self, place: Place) -> dict[int, Place]:
         """Tell everybody of the row our place, and return all of theirs, by stage."""
@@ -150,9 +152,10 @@ class Reunion:
 
     async def _part(self) -> None:
         """There is no way to go on: leave when the others know that too, for they would wait for us to come back."""
-        for worker in set(self._row) - {self._peer.id}:
+        others = [worker for worker in self._row if worker != self._peer.id]
+        for worker in others:
             self._peer.send(worker, self._tag(self._peer.id, "ends"), signal(""))
-        for worker in set(self._row) - {self._peer.id}:
+        for worker in others:
             with suppress(PeerGone, TimeoutError):
                 await self._peer.recv(worker, self._tag(worker, "ends"))
 
@@ -179,11 +182,18 @@ class Reunion:
         self.waits = True
         self._peer.rest_amid_phase()
         try:
-            return (await self._peer.recv(source, tag, PATIENCES * self._peer.patience_s, self._since))[1]
+            while True:
+                try:
+                    return (await self._peer.recv(source, tag, PATIENCES * self._peer.patience_s, self._since))[1]
+                except PeerGone:
+                    if self._count_losses() > self.losses or (
+                        source is not None and source not in self._peer.everybody
+                    ):
+                        raise
+                    self._look_round()  # somebody of the row has finished, and needs nothing of us
         except PeerGone:
-            if self._recovery is None:
-                raise PeerGone(f"its replica has lost {self._name(whose)}") from None
-            raise Lost(f"its replica has lost {self._name(whose)}") from None
+            lost = f"its replica has lost {self._name(whose)}"
+            raise (PeerGone if self._recovery is None else Lost)(lost) from None
         except TimeoutError:
             raise PeerGone(f"of its replica, {self._name(whose)} does not come, or does not answer") from None
         finally:

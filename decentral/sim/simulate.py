@@ -145,13 +145,20 @@ async def _run(
 
 
 def _finished(outcome: Outcome, run: Run) -> set[int]:
-    """Return the workers that did all their steps, or were there when the run was stopped; `ConfigError` if none."""
+    """Return the workers that did all their steps, or were there when the run was stopped.
+
+    Raises `ConfigError` if there are none, or none that hold one of the stages.
+    """
     left = [record for record in outcome.records if isinstance(record, Left)]
     finished = {record.worker for record in left if record.reason in TO_THE_END}
-    if not finished:
-        last = left[-1]
+    missing = outcome.grid.missing(finished)
+    if missing:
+        last, who = (
+            left[-1],
+            "nobody" if run.pipeline.stages == 1 or not finished else f"nobody with stage {missing[0]}",
+        )
         raise ConfigError(
-            f"fleet: nobody is left at the end. The last of {run.fleet.size} workers, worker {last.worker}, went at "
+            f"fleet: {who} is left at the end. The last of {run.fleet.size} workers, worker {last.worker}, went at "
             f"{last.time_s:g} s after {last.step} of {run.steps} local steps: {last.reason}"
         )
     return finished

@@ -145,8 +145,8 @@ class Job:
             tensors = safetensors.torch.load(data)
             self.params[worker] = tensors.pop("params")
             self.slots[worker] = {name.removeprefix(SLOT): tensor for name, tensor in tensors.items()}
-        if not self.params:
-            raise RunError("every worker died after it had finished; there are no parameters left to return")
+        if self._run.pipeline.grid.missing(self.params):
+            raise RunError("workers died after they had finished; there are not all parameters left to return")
 
     def end(self) -> None:
         """Kill every actor of the run; pass on what records there are, waiting a bounded time."""

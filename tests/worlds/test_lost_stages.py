@@ -107,6 +107,20 @@ def test_whoever_does_not_come_back_is_not_waited_for_for_ever() -> None:
     assert left[1].time_s == pytest.approx(CRASH_S + 20 * PATIENCE_S, abs=1.0)
 
 
+def test_whoever_finishes_first_is_not_taken_for_lost() -> None:
+    """The word on the last step comes late to stage 2, over a thin line, when stages 1 and 3 have left."""
+    thin = {"workers": [{"count": 2}, {"count": 1, "down_bps": 2e3}, {"count": 1}] * 2}
+    outcome = simulate(run_of(settings("gossip"), replicas=2, fleet=thin, steps=5, evaluate_every=0))
+    assert [(left.reason, left.step) for left in outcome.left()] == [("finished", 5)] * 2 * STAGES
+    assert outcome.seconds < 10 * PATIENCE_S
+
+
+def test_a_run_that_ends_without_one_of_the_stages_says_so() -> None:
+    run = run_of(settings("local_sgd"), lost={1: (7.96, 1e6)}, evaluate_every=0, steps=STEPS - 10)  # in the last round
+    with pytest.raises(ConfigError, match="nobody with stage 1 is left at the end"):
+        simulate(run)
+
+
 @pytest.mark.parametrize("rule", ["ddp", "local_sgd", "diloco", "noloco", "gossip"])
 def test_a_stage_that_another_replica_holds_is_copied(rule: str) -> None:
     """Nobody waits for a deadline but under `ddp`: who has it may be between a gradient's round and its update."""
