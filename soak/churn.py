@@ -58,10 +58,12 @@ LOOK_S = 10.0
 """Seconds between two looks at all processes."""
 WARM_S = 120.0
 """A process younger than this is still filling its memory."""
+OURS = ("Worker", "CoordinatorActor", "decentral.cli")
+"""Kinds of processes that are not Ray's own."""
 GROWTH_SHARE = 0.05
-"""By how much of it the memory of a process may grow in an hour."""
+"""By how much of it the memory of a process of ours may grow in an hour."""
 GROWTH_FILES = 8
-"""How many more threads or open files a process may have in the end than when it was warm."""
+"""How many more threads or open files one of ours may have in the end than when it was warm."""
 GOODPUT = 0.95
 TORCH = "torchinductor_"
 """What torch's own folder of temporary files is called: it stays for the next process."""
@@ -281,6 +283,8 @@ def report(churn: Churn, records: list[Record]) -> list[str]:
         lives = len({found.pid for found in of_kind})
         row = (kind, lives, f"{resident / 1e6:.1f}", f"{hourly / 1e6:+.1f}", f"{counts[0]:g}", threads)
         table.add_row(*map(str, row), f"{counts[1]:g}", str(files))
+        if kind not in OURS:
+            continue
         if hourly > GROWTH_SHARE * resident:
             troubles.append(f"{kind} grows by {hourly / 1e6:.1f} MB an hour")
         if max(threads, files) > GROWTH_FILES:
