@@ -135,9 +135,10 @@ def test_activations_may_travel_in_fewer_bytes(codec: str) -> None:
     assert coded.after["loss"] == pytest.approx(exact.after["loss"], rel=0.02)
 
 
-def test_a_replica_that_loses_a_stage_leaves_and_the_others_go_on() -> None:
+def test_a_replica_that_loses_a_stage_for_good_leaves_and_the_others_go_on() -> None:
+    """A rule that can take nobody in knows that at once."""
     fleet = {"events": [{"kind": "crash", "worker": 3, "at_s": 0.6}]}
-    run = run_of(3, 2, replicas=3, fleet=fleet, rule={"name": "diloco", "period": 5})
+    run = run_of(3, 2, replicas=3, fleet=fleet, rule={"name": "sgp", "period": 5})
     outcome = simulate(run)
     left = {record.worker: record.reason for record in outcome.records if isinstance(record, Left)}
     assert left[3] == "crashed"
