@@ -131,6 +131,7 @@ class Job:
             if short_since and time.monotonic() - short_since > self._run.real.start_timeout_s:
                 raise RunError(too_few_left(self._run, len(members)))
             self._attend()
+        self._heed()  # an interrupt that somebody has swallowed while the last records came
         if not self._finished:
             reasons = "; ".join(f"worker {worker}: {reason}" for worker, reason in sorted(self._reasons.items()))
             raise FleetLost(f"no worker is left; {reasons}")
