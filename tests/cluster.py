@@ -18,6 +18,7 @@ from decentral.peer import Peer
 from decentral.protocols import SyncRule
 from decentral.protocols.schedule import Schedule
 from decentral.sim.simulate import simulate
+from decentral.sim.watch import Watch
 from decentral.task import Task
 from decentral.tasks import Quadratic
 
@@ -67,6 +68,11 @@ def quadratic(run: Run) -> Quadratic:
 def replicas(outcome: Outcome) -> Tensor:
     """Return the finished workers' parameters, [workers, P] in ascending order."""
     return torch.stack([outcome.params[worker] for worker in sorted(outcome.params)])
+
+
+def timed_by_messages(run: Run) -> Outcome:
+    """Return the times of a run whose every message is simulated, none worked out without: to the bit."""
+    return simulate(run, timing_only=True, watch=Watch(links=True))
 
 
 def all_equal(outcome: Outcome) -> bool:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cluster import NET, cluster
+from cluster import NET, cluster, timed_by_messages
 from plain import NOISY, Plain
 from torch import Tensor
 
@@ -117,6 +117,7 @@ def test_rules_train_with_it_and_time_alone_can_be_simulated() -> None:
         run = cluster(rule, 3, 40, task={"name": "quadratic", "dimension": 20})
         outcome = simulate(run)
         assert outcome.after["loss"] < outcome.before["loss"]
+        assert timed_by_messages(run).seconds == outcome.seconds
         assert simulate(run, timing_only=True).seconds == pytest.approx(outcome.seconds, rel=0, abs=1e-9)
     fitted, whole = (
         simulate(cluster(rule, 3, 40, task=NET)).params[0]

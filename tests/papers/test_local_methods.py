@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cluster import NET, all_equal, cluster, crash, outcomes, replicas, rounds
+from cluster import NET, all_equal, cluster, crash, outcomes, replicas, rounds, timed_by_messages
 
 from decentral.inner import SGD, AdamW, Inner
 from decentral.journal import Trained
@@ -59,6 +59,7 @@ def test_lossy_codecs_keep_replicas_equal_and_near(rule: SyncRule, codec: Codec)
 def test_time_alone_has_the_same_rounds_and_bytes(rule: SyncRule) -> None:
     run = cluster(rule, 3, 9, task=NET, inner=inner_of(rule))
     timed, trained = simulate(run, timing_only=True), simulate(run)
+    assert timed_by_messages(run).seconds == trained.seconds
     assert timed.seconds == pytest.approx(trained.seconds, rel=0, abs=1e-9)
     assert timed.left()[0].sent_bytes == trained.left()[0].sent_bytes
     assert outcomes(timed) == outcomes(trained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CASES, Case
+from cluster import timed_by_messages
 from sockets import train_here
 from test_same_rule import QUADRATIC, assert_same_replicas
 
@@ -129,5 +130,6 @@ def test_time_alone_can_be_simulated(case: Case) -> None:
     run = run_of(case)
     timed, trained = simulate(run, timing_only=True), simulate(run)
     if case.exact and case.timed:
+        assert timed_by_messages(run).seconds == trained.seconds
         assert timed.seconds == pytest.approx(trained.seconds, rel=0, abs=1e-9)
         assert [left.sent_bytes for left in timed.left()] == [left.sent_bytes for left in trained.left()]
