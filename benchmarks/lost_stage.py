@@ -88,7 +88,7 @@ def steps_above(losses: Sequence[float], step: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=3)
     kills: int = parser.parse_args().kills
     with tempfile.TemporaryDirectory() as folder:
         run = validated(
