@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
+import torch
 from pydantic import BeforeValidator, Field, ValidationError
 
 from decentral.checkpoint.settings import Checkpoints
@@ -17,7 +18,7 @@ from decentral.fleet import Fleet
 from decentral.inner import INNER, AdamW, Inner
 from decentral.naming import class_named, part_named
 from decentral.part import Section
-from decentral.pipeline.settings import Pipeline
+from decentral.pipeline import Cut, Pipeline, TorchStage
 from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
 from decentral.protocols.protection import ParityGroups
 from decentral.protocols.rounds import AllReduceRule
@@ -140,6 +141,20 @@ class Run(Section):
             return load_task(name, **fields)
         except ValidationError as error:
             raise ConfigError("\n".join(_messages(error, ("task",)))) from error
+
+    def make_stage(self, task: Task, cut: Cut, worker: int, device: torch.device | None = None) -> TorchStage:
+        """Return the stage of the task's model that the worker trains, on the CPU if no device is given."""
+        return TorchStage(
+            task,
+            self.inner,
+            cut,
+            worker=worker,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            microbatches=self.pipeline.microbatches,
+            total_steps=self.steps,
+            device=device,
+        )
 
     def check(self) -> None:
         """Raise `ConfigError` for a combination of parts that cannot work."""

@@ -170,17 +170,7 @@ def _replica(run: Run, worker: int, device: torch.device) -> TorchReplica:
     """Return what the worker trains: a whole model, or its stage of one."""
     task = run.make_task()
     if run.pipeline.stages > 1:
-        return TorchStage(
-            task,
-            run.inner,
-            run.pipeline.cut(task, run.seed, run.batch_size),
-            worker=worker,
-            seed=run.seed,
-            batch_size=run.batch_size,
-            microbatches=run.pipeline.microbatches,
-            total_steps=run.steps,
-            device=device,
-        )
+        return run.make_stage(task, run.pipeline.cut(task, run.seed, run.batch_size), worker, device)
     return (OffloadedReplica if run.real.offload else TorchReplica)(
         task,
         run.inner,

@@ -13,7 +13,7 @@ from torch import nn
 
 from decentral.config import Run
 from decentral.errors import ConfigError, RunError
-from decentral.pipeline import Cut, PhantomStage, TorchStage
+from decentral.pipeline import PhantomStage
 from decentral.replica import PhantomReplica, Replica, TorchReplica, initial_model
 from decentral.sim.engine.memory import Arena
 from decentral.sim.engine.pool import Pool
@@ -47,7 +47,7 @@ def computed(run: Run, task: Task) -> Iterator[list[Replica]]:
     """
     if run.pipeline.stages > 1:
         cut = run.pipeline.cut(task, run.seed, run.batch_size)
-        yield [_stage(run, task, cut, worker) for worker in range(run.fleet.size)]
+        yield [run.make_stage(task, cut, worker) for worker in range(run.fleet.size)]
         return
     first = initial_model(task, run.seed)
     processes = _processes(run, task, first)
@@ -68,19 +68,6 @@ def computed(run: Run, task: Task) -> Iterator[list[Replica]]:
                 pool.close()
             return
     yield [_replica(run, task, first, worker) for worker in range(run.fleet.size)]
-
-
-def _stage(run: Run, task: Task, cut: Cut, worker: int) -> TorchStage:
-    return TorchStage(
-        task,
-        run.inner,
-        cut,
-        worker=worker,
-        seed=run.seed,
-        batch_size=run.batch_size,
-        microbatches=run.pipeline.microbatches,
-        total_steps=run.steps,
-    )
 
 
 def _replica(run: Run, task: Task, first: nn.Module, worker: int, arena: Arena | None = None) -> TorchReplica:
