@@ -41,10 +41,10 @@ class OffloadedReplica(TorchReplica):
         self._on_device.copy_(self.params)
         return super().backward(step, fragments, crossed, worker)
 
-    def update(self, step: int) -> None:
+    def update(self, step: int, norm: float | None = None) -> None:
         self._on_device.copy_(self.params)
         self._model_grads.copy_(self.grads)
-        super().update(step)
+        super().update(step, norm)
         self.params.copy_(self._on_device)
 
     def loss(self, step: int) -> float:

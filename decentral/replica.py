@@ -22,6 +22,8 @@ from decentral.task import Task, to_device
 
 DIGEST_ROW = 1 << 14
 """Bytes whose order a digest does not see."""
+LEASES_KEPT = 1024
+"""Leases of which a replica knows the samples: estimating running statistics looks back over batches, nothing else."""
 
 Spans = tuple[tuple[int, int], ...]
 """Parts of the flat vector: (start, stop) each."""
@@ -63,7 +65,7 @@ class Replica(Protocol):
     def backward(
         self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
     ) -> float | None: ...
-    def update(self, step: int) -> None: ...
+    def update(self, step: int, norm: float | None = None) -> None: ...
     def loss(self, step: int) -> float: ...
     def evaluate(self) -> dict[str, float]: ...
     def statistics(self) -> Tensor: ...
@@ -197,6 +199,7 @@ class TorchReplica:
         while self._leases and self._leases[-1][0] >= step:
             self._leases.pop()
         self._leases.append((step, start))
+        del self._leases[:-LEASES_KEPT]
 
     def expect_train(self, step: int, steps: int) -> None:
         """Nothing begins before it is asked for."""
@@ -233,9 +236,9 @@ class TorchReplica:
             raise TaskError(f"worker {self.worker}: the loss of local step {step} is {loss}")
         return loss
 
-    def update(self, step: int) -> None:
-        """One step of the inner optimiser on `grads`."""
-        self.inner.step(self.optimizer, step, self.total_steps)
+    def update(self, step: int, norm: float | None = None) -> None:
+        """One step of the inner optimiser on `grads`; it clips by `norm` if they are a part of the whole gradient."""
+        self.inner.step(self.optimizer, step, self.total_steps, norm)
 
     def loss(self, step: int) -> float:
         """Return the loss on step `step`'s batch at the current parameters, without a gradient."""
@@ -481,7 +484,7 @@ class PhantomReplica:
         for index in reversed(range(len(fragments))):
             ready(index)
 
-    def update(self, step: int) -> None:
+    def update(self, step: int, norm: float | None = None) -> None:
         return None
 
     def loss(self, step: int) -> float:

@@ -33,6 +33,37 @@ class Chain(Task):
         return {"loss": self.loss(model, self.batch(-1, 0, 16)).item()}
 
 
+class Mirrored(Chain):
+    """A chain whose first two layers begin alike, and so do its last two."""
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        assert isinstance(model, nn.Sequential)
+        for before, after in ((0, 2), (-4, -2)):
+            model[after].load_state_dict(model[before].state_dict())
+        return model
+
+
+class _Transposed(nn.Module):
+    """Multiplies by the transposed weight of a layer that lies elsewhere."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values @ self.weight
+
+
+class TiedEnds(Chain):
+    """A chain whose last layer has the weights of its first, as language models have."""
+
+    def model(self) -> nn.Module:
+        first = nn.Linear(self.width, 2 * self.width)
+        layers = [layer for _ in range(self.layers) for layer in (nn.Linear(2 * self.width, 2 * self.width), nn.Tanh())]
+        return nn.Sequential(first, *layers, _Transposed(first))
+
+
 def seeded(worker: int, sample: int) -> torch.Generator:
     return torch.Generator().manual_seed((worker + 1) * 1_000_003 + sample)
 

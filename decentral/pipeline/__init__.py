@@ -2,8 +2,9 @@
 
 from decentral.pipeline.cut import Block, Cut, cut_of, survey
 from decentral.pipeline.line import Line
-from decentral.pipeline.orders import ORDERS, Action
-from decentral.pipeline.recovery import CheckFree, Copy, Neighbour, Recovery
+from decentral.pipeline.orders import ORDERS, Action, planned
+from decentral.pipeline.paths import Hop, Path, Paths, Permuted, Straight, Swapped
+from decentral.pipeline.recovery import CheckFree, CheckFreePlus, Copy, FromStart, Neighbour, Recovery, Redundant
 from decentral.pipeline.settings import Pipeline
 from decentral.pipeline.stage import PhantomStage, Stage, TorchStage
 
@@ -12,15 +13,25 @@ __all__ = [
     "Action",
     "Block",
     "CheckFree",
+    "CheckFreePlus",
     "Copy",
     "Cut",
+    "FromStart",
+    "Hop",
     "Line",
     "Neighbour",
+    "Path",
+    "Paths",
+    "Permuted",
     "PhantomStage",
     "Pipeline",
     "Recovery",
+    "Redundant",
     "Stage",
+    "Straight",
+    "Swapped",
     "TorchStage",
     "cut_of",
+    "planned",
     "survey",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from decentral.errors import ConfigError, TaskError
-from decentral.replica import initial_model
+from decentral.replica import Spans, initial_model
 from decentral.state import Layout, layout_of
 from decentral.task import Task, to_device
 
@@ -26,11 +27,13 @@ class Block:
     """What is known of a block before anything is computed.
 
     `cost`: floating point operations of a forward pass in matrix products and convolutions, and one for each element
-    that comes out. `shapes` are those of its parameters, `shape` that of what comes out, for one microbatch.
+    that comes out. `shapes` are those of its parameters, `takes` and `shape` those of what goes in and comes out, for
+    one microbatch.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     cost: float
+    takes: tuple[int, ...]
     shape: tuple[int, ...]
 
     @property
@@ -49,13 +52,16 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A model cut into stages: stage s is the blocks `bounds[s] .. bounds[s + 1] - 1`.
+    """A model cut into stages: stage s holds the blocks of the ranges `held[s]`, which is one range of them but for a
+    first stage that has the model's head as well.
 
-    `layouts` say how each stage's parameters lie in its flat vector, `whole` how they lie in the uncut model's.
+    `trunk` are the blocks from the first to the last of those that are alike: a transformer's, without embedding and
+    head. `layouts` say how each stage's parameters lie in its flat vector, `whole` how they lie in the uncut model's.
     """
 
     blocks: tuple[Block, ...]
-    bounds: tuple[int, ...]
+    held: tuple[tuple[range, ...], ...]
+    trunk: range
     layouts: tuple[Layout, ...]
     whole: Layout
 
@@ -66,30 +72,88 @@ class Cut:
     @property
     def largest(self) -> int:
         """Elements of the largest vector that one stage sends another: activations, or all of its parameters."""
-        handed_over = [math.prod(self.shape(stage)) for stage in range(self.stages - 1)]
+        seams = {run.start for runs in self.held for run in runs} | {self.trunk.start, self.trunk.stop}
+        handed_over = [math.prod(self.shape(seam)) for seam in seams if 0 < seam < len(self.blocks)]
         return max(*handed_over, *(layout.size for layout in self.layouts))
 
-    def share(self, stage: int) -> float:
-        """Return the stage's share of the cost of a local step."""
-        return self._cost(stage) / sum(self._cost(other) for other in range(self.stages))
+    def share(self, blocks: Iterable[int]) -> float:
+        """Return those blocks' share of the cost of a local step."""
+        return sum(self.blocks[index].cost for index in blocks) / sum(block.cost for block in self.blocks)
 
-    def shape(self, stage: int) -> tuple[int, ...]:
-        """Return the shape of what the stage hands over, for one microbatch."""
-        return self.blocks[self.bounds[stage + 1] - 1].shape
+    def shape(self, stop: int) -> tuple[int, ...]:
+        """Return the shape of what the blocks before block `stop` make of one microbatch."""
+        return self.blocks[stop - 1].shape
 
-    def part(self, task: Task, model: nn.Module, stage: int) -> Part:
-        """Return the stage's part of the task's model, which shares its parameters."""
-        return _part(task, model, self.bounds, stage)
+    def of(self, stage: int) -> list[int]:
+        """Return the stage's blocks, in order."""
+        return [index for run in self.held[stage] for index in run]
+
+    def middle(self, stage: int) -> range:
+        """Return those of the stage's blocks that lie in the trunk; empty if none do."""
+        run = self.held[stage][0]
+        return range(max(run.start, self.trunk.start), min(run.stop, self.trunk.stop))
+
+    def outside(self, stage: int) -> list[range]:
+        """Return the stage's blocks that lie before the trunk, and those that lie behind it, where there are any."""
+        runs = [
+            part
+            for run in self.held[stage]
+            for part in (
+                range(run.start, min(run.stop, self.trunk.start)),
+                range(max(run.start, self.trunk.stop), run.stop),
+            )
+        ]
+        return [run for run in runs if run]
+
+    def ends(self, stage: int) -> list[int]:
+        """Return the stage's blocks with parameters that have no like: those outside of the trunk."""
+        return [index for run in self.outside(stage) for index in run if self.blocks[index].shapes]
+
+    def require_any_order(self) -> None:
+        """Raise `ConfigError` if microbatches cannot go through the stages' middles in any order."""
+        shape = self.blocks[self.trunk.start].takes
+        for stage in range(self.stages):
+            middle = self.middle(stage)
+            if not middle:
+                raise ConfigError(
+                    f"pipeline.cuts: stage {stage} has none of the model's blocks {self.trunk.start} to "
+                    f"{self.trunk.stop - 1}, which are alike, and pipeline.paths leads through those of each stage"
+                )
+            for seen in (self.blocks[middle.start].takes, self.shape(middle.stop)):
+                if seen != shape:
+                    raise ConfigError(
+                        f"pipeline.paths: stages in another order must hand over the same shapes, and stage {stage} "
+                        f"has {seen} where others have {shape}"
+                    )
+
+    def part(self, task: Task, model: nn.Module, blocks: Sequence[int]) -> Part:
+        """Return those blocks of the task's model, which share its parameters."""
+        return Part(model, task.blocks(model), blocks)
 
     def places(self, stage: int) -> list[Place]:
         """Return where the stage's blocks with parameters lie, in order."""
         found, start = [], 0
-        for index in range(self.bounds[stage], self.bounds[stage + 1]):
+        for index in self.of(stage):
             block = self.blocks[index]
             if block.shapes:
                 found.append(Place(index, start, start + block.parameters))
                 start += block.parameters
         return found
+
+    def spans(self, stage: int, blocks: Collection[int]) -> Spans:
+        """Return where these blocks of the stage lie in its flat vector, in order."""
+        return tuple((place.start, place.stop) for place in self.places(stage) if place.block in blocks)
+
+    def layout(self, stage: int, blocks: Collection[int]) -> Layout:
+        """Return how the parameters of these blocks lie one after the other."""
+        entries, size = [], 0
+        for start, stop in self.spans(stage, blocks):
+            for entry in self.layouts[stage].entries:
+                if start <= entry.start < stop:
+                    length = entry.stop - entry.start
+                    entries.append(replace(entry, start=size, stop=size + length))
+                    size += length
+        return Layout(tuple(entries))
 
     def counterpart(self, block: int, stage: int, other: int) -> int | None:
         """Return where that block of the stage has its like in the stage `other`: the first element; None: nowhere.
@@ -115,23 +179,21 @@ class Cut:
                 whole[place.start : place.stop] = values[entry.start : entry.stop]
         return whole
 
-    def _cost(self, stage: int) -> float:
-        return sum(block.cost for block in self.blocks[self.bounds[stage] : self.bounds[stage + 1]])
-
 
 class Part(nn.Module):
-    """Some blocks of a model, run one after the other. Parameters have the names that they have in the model."""
+    """Some blocks of a model. Parameters have the names that they have in the model."""
 
-    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], chosen: range) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], chosen: Sequence[int]) -> None:
         super().__init__()
         names = {id(module): name for name, module in model.named_modules()}
         for index in chosen:
             _place(self, names.get(id(blocks[index])) or f"block {index}", blocks[index])
-        self._run = [blocks[index] for index in chosen]
+        self._blocks = {index: blocks[index] for index in chosen}
 
-    def forward(self, values: Tensor) -> Tensor:
-        for block in self._run:
-            values = block(values)
+    def forward(self, values: Tensor, run: range) -> Tensor:
+        """Return what the blocks of `run`, one after the other, make of the values."""
+        for index in run:
+            values = self._blocks[index](values)
         return values
 
 
@@ -181,20 +243,36 @@ def survey(task: Task, model: nn.Module, samples: int) -> list[Block]:
     _require_sequence(model, blocks)
     with torch.no_grad():
         values = Inputs().of(task, to_device(task.batch(0, 0, samples), META))
-        found = []
+        found: list[Block] = []
+        seen: set[int] = set()  # what is tied belongs to the first block that has it
         for index, block in enumerate(blocks):
+            takes, own = (
+                tuple(values.shape),
+                [each for each in block.parameters() if each.requires_grad and id(each) not in seen],
+            )
+            seen |= {id(parameter) for parameter in own}
             with FlopCounterMode(display=False) as counter:
                 values = _called(block, index, values)
-            shapes = tuple(tuple(parameter.shape) for parameter in block.parameters() if parameter.requires_grad)
-            found.append(Block(shapes, counter.get_total_flops() + values.numel(), tuple(values.shape)))
+            shapes = tuple(tuple(parameter.shape) for parameter in own)
+            found.append(Block(shapes, counter.get_total_flops() + values.numel(), takes, tuple(values.shape)))
     return found
 
 
-def cut_of(task: Task, seed: int, samples: int, stages: int, cuts: Sequence[int] | None) -> Cut:
+def cut_of(
+    task: Task,
+    seed: int,
+    samples: int,
+    stages: int,
+    cuts: Sequence[int] | None = None,
+    *,
+    head: Literal["last", "first"] = "last",
+    alike: bool = False,
+) -> Cut:
     """Return how the task's model is cut into `stages`, for microbatches of so many samples.
 
-    At `cuts`, or where the slowest stage is the fastest. The same on every worker, for nothing is measured. Raises
-    `TaskError` for a model that cannot be cut and `ConfigError` for stages that it has not.
+    At `cuts`; or so that all stages have as many of the trunk's blocks if they are to be `alike`; or where the slowest
+    stage is the fastest. `head`: which stage has the blocks behind the trunk. The same on every worker, for nothing is
+    measured. Raises `TaskError` for a model that cannot be cut and `ConfigError` for stages that it has not.
     """
     with META:
         model = initial_model(task, seed)
@@ -202,23 +280,59 @@ def cut_of(task: Task, seed: int, samples: int, stages: int, cuts: Sequence[int]
     able = sum(1 for block in blocks if block.parameters)
     if stages > able:
         raise ConfigError(f"pipeline.stages: {stages}, but the model has only {able} blocks with parameters")
-    if cuts is None:
-        bounds = _balanced(blocks, stages)
+    trunk, starts = _trunk(blocks)
+    stop = trunk.stop if head == "first" else len(blocks)
+    if head == "first" and len(starts) < stages:
+        raise ConfigError(
+            f"pipeline.stages: {stages}, but the model has only {len(starts)} blocks that are alike, and with "
+            'pipeline.head = "first" each stage needs one of them'
+        )
+    if cuts is not None:
+        bounds = (0, *cuts, stop)
+    elif alike:
+        bounds = (0, *_equal(starts, stages), stop)
     else:
-        bounds = (0, *cuts, len(blocks))
-        for stage, (start, stop) in enumerate(pairwise(bounds)):
-            if not any(block.parameters for block in blocks[start:stop]):
-                raise ConfigError(
-                    f"pipeline.cuts: stage {stage} is the blocks {start} to {stop - 1} of {len(blocks)}, in which "
-                    "there are no parameters"
-                )
-    _require_own_parameters(task, model, bounds)
-    layouts = tuple(layout_of(_part(task, model, bounds, stage)) for stage in range(stages))
-    return Cut(tuple(blocks), bounds, layouts, layout_of(model))
+        bounds = _balanced(blocks[:stop], stages, sum(block.cost for block in blocks[stop:]))
+    held = [(range(*pair),) for pair in pairwise(bounds)]
+    for stage, (run,) in enumerate(held):
+        if not any(blocks[index].parameters for index in run if index < len(blocks)):
+            raise ConfigError(
+                f"pipeline.cuts: stage {stage} is the blocks {run.start} to {run.stop - 1} of {stop}, in which there "
+                "are no parameters"
+            )
+    if stop < len(blocks):
+        held[0] = (*held[0], range(stop, len(blocks)))  # type: ignore[assignment]
+    stages_of = [[index for run in runs for index in run] for runs in held]
+    _require_own_parameters(task, model, stages_of)
+    layouts = tuple(layout_of(Part(model, task.blocks(model), chosen)) for chosen in stages_of)
+    return Cut(tuple(blocks), tuple(held), trunk, layouts, layout_of(model))
 
 
-def _part(task: Task, model: nn.Module, bounds: Sequence[int], stage: int) -> Part:
-    return Part(model, task.blocks(model), range(bounds[stage], bounds[stage + 1]))
+def _trunk(blocks: Sequence[Block]) -> tuple[range, list[int]]:
+    """Return the blocks from the first to the last of those that are alike, and which ones these are.
+
+    Alike are those whose parameters have the same shapes; of several kinds the one with the most blocks counts, of as
+    many the first. To the last one belongs what follows each of the others without parameters, such as an activation.
+    """
+    kinds = Counter(block.shapes for block in blocks if block.shapes)
+    most = max(kinds, key=lambda shapes: kinds[shapes])
+    starts = [index for index, block in enumerate(blocks) if block.shapes == most]
+    stop = starts[-1] + 1
+    gap = min((after - before - 1 for before, after in pairwise(starts)), default=0)
+    while stop < len(blocks) and not blocks[stop].shapes and stop - starts[-1] <= gap:
+        stop += 1
+    return range(starts[0], stop), starts
+
+
+def _equal(starts: Sequence[int], stages: int) -> list[int]:
+    """Return the first block of each stage but the first, each with as many of the blocks at `starts`."""
+    each, left = divmod(len(starts), stages)
+    if left:
+        raise ConfigError(
+            f"pipeline.stages: {len(starts)} blocks of the model are alike, which {stages} stages cannot share equally "
+            "as mirrors of one another do; take another number of stages, or set pipeline.cuts"
+        )
+    return [starts[stage * each] for stage in range(1, stages)]
 
 
 def _called(block: nn.Module, index: int, values: Tensor) -> Tensor:
@@ -236,10 +350,11 @@ def _called(block: nn.Module, index: int, values: Tensor) -> Tensor:
     return values
 
 
-def _balanced(blocks: Sequence[Block], stages: int) -> tuple[int, ...]:
+def _balanced(blocks: Sequence[Block], stages: int, head: float) -> tuple[int, ...]:
     """Return bounds of so many stages, each with parameters, whose largest cost is the least; of equal ones the first.
 
-    By dynamic programming: best[s][b] is the largest cost when the first b blocks make s stages.
+    The first stage has the cost `head` besides. By dynamic programming: best[s][b] is the largest cost when the first b
+    blocks make s stages.
     """
     count = len(blocks)
     costs, parameters = [0.0], [0]
@@ -251,7 +366,7 @@ def _balanced(blocks: Sequence[Block], stages: int) -> tuple[int, ...]:
     for stage in range(1, stages + 1):
         for stop in range(1, count + 1):
             options = [
-                (max(best[stage - 1][start][0], costs[stop] - costs[start]), start)
+                (max(best[stage - 1][start][0], costs[stop] - costs[start] + (head if stage == 1 else 0)), start)
                 for start in range(stop)
                 if parameters[stop] > parameters[start]
             ]
@@ -275,14 +390,16 @@ def _require_sequence(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
             )
 
 
-def _require_own_parameters(task: Task, model: nn.Module, bounds: Sequence[int]) -> None:
+def _require_own_parameters(task: Task, model: nn.Module, stages: Sequence[Sequence[int]]) -> None:
     """No parameter may be tied to one of another stage: each stage has its optimiser."""
     blocks, names = task.blocks(model), {id(parameter): name for name, parameter in model.named_parameters()}
     holder: dict[int, int] = {}
-    for stage, (start, stop) in enumerate(pairwise(bounds)):
-        for parameter in {id(p) for block in blocks[start:stop] for p in block.parameters() if p.requires_grad}:
+    for stage, chosen in enumerate(stages):
+        held = [blocks[index] for index in chosen]
+        for parameter in {id(each) for block in held for each in block.parameters() if each.requires_grad}:
             if holder.setdefault(parameter, stage) != stage:
                 raise TaskError(
                     f"parameter '{names[parameter]}' is used in the stages {holder[parameter]} and {stage}; tied "
-                    "weights must lie in one stage: untie them, or set pipeline.cuts so that they do"
+                    "weights must lie in one stage: untie them, set pipeline.cuts so that they do, or pipeline.head = "
+                    '"first" if they are those of embedding and head'
                 )

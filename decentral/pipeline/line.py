@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from torch import Tensor
 
 from decentral.errors import PeerGone
-from decentral.grid import Grid
 from decentral.peer import Peer
-from decentral.pipeline.orders import ORDERS
+from decentral.pipeline.followers import Follower, packed, unpacked
+from decentral.pipeline.orders import Action, planned
+from decentral.pipeline.paths import Hop, Path
 from decentral.pipeline.reunion import Lost, Place, Reunion
 from decentral.pipeline.settings import Pipeline
-from decentral.pipeline.stage import Stage
+from decentral.pipeline.stage import Stage, gather
 from decentral.protocols.codecs import Codec, Float32
-from decentral.wire import FrameError, Packet, Tag, signal, signal_text
+from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
 
 EXACT = Float32()
 CHANNEL = "pipeline"
 EVALUATION = "evaluation"
+STATE = ("state", "standing")
+"""Parts of what the keeper of a copy is told of its state."""
 FORWARD_SHARE = 1 / 3
 """Share of a local step's time that the forward pass takes; the backward pass computes two products for each."""
 
 
 class Line:
-    """Takes a worker's stage through its replica's batches, together with the workers of the other stages: its row.
+    """Takes a worker's stage through batches, together with the workers of the other stages: its row.
 
-    A local step is done by all stages or by none: each says when its gradient is whole, and what its squares add up to;
-    the first stage, which is always the last to be through, answers with the norm of the whole gradient, and then all
-    step. When a worker of the row is lost the others wait for it to come again, and do the step that was under way anew
-    (see `Reunion`). All raise `PeerGone` when that fails or is not wanted, and `TaskError` when the task raises.
+    If microbatches go through other replicas too, all of them do each step together: the *party*, which is the row
+    otherwise. A local step is done by all of it or by none: each says when its gradient is whole, and what its squares
+    add up to; the first answers with the norms of the replicas' whole gradients, and then all step. When a worker of
+    the party is lost the others wait for it to come again, and do the step that was under way anew (see `Reunion`).
+    All raise `PeerGone` when that fails or is not wanted, and `TaskError` when the task raises.
     """
 
     def __init__(self, peer: Peer, stage: Stage, settings: Pipeline, *, recovers: bool = False) -> None:
-        grid, last = Grid(settings.stages), settings.stages - 1
-        self._peer, self._stage, self._codec = peer, stage, settings.codec
-        self._row = grid.row(peer.id)
-        self.stage = grid.stage(peer.id)
-        self._before = self._row[self.stage - 1] if self.stage else None
-        self._behind = self._row[self.stage + 1] if self.stage < last else None
-        self._actions = ORDERS[settings.order](self.stage, settings.stages, settings.microbatches)
-        self._share = stage.cut.share(self.stage) / settings.microbatches
-        self._firsts = grid.column(0, len(peer.cohort) * settings.stages)
+        self._peer, self._stage, self._codec, self._order = peer, stage, settings.codec, settings.order
+        self._grid, self._ways = settings.grid, settings.ways
+        self._row, self.stage = self._grid.row(peer.id), self._grid.stage(peer.id)
+        everybody = len(peer.cohort) * settings.stages
+        self._party = tuple(range(everybody)) if self._ways.crosses else self._row
+        self._replicas = [self._grid.replica(worker) for worker in self._party[:: settings.stages]]
+        self._firsts = tuple(range(0, everybody, settings.stages))
         self._place = Place(next=0)
         self._is_updating = False
-        self._reunion = Reunion(peer, stage, self._row, settings.recovery if recovers else None)
+        follows = settings.recovery.follows(stage.cut) if recovers else []
+        self._followers = [Follower(stage, each) for each in follows if each.keeper == self.stage]
+        self._followed = [each for each in follows if each.stage == self.stage]
+        self._keeps_all = settings.recovery.keeps_all
+        self._tells_state = False  # the run begins with what its keeper knows
+        self._telling: list[asyncio.Future[None]] = []
+        self._heard: tuple[int, int] | None = None  # the step, and the losses before it, that followers have heard of
+        recovery = settings.recovery if recovers else None
+        self._reunion = Reunion(peer, stage, self._party, recovery, self._followers)
 
     @property
     def evaluates(self) -> bool:
@@ -78,8 +91,9 @@ class Line:
     async def train(self, step: int, steps: int) -> float | None:
         """Do local steps `step .. step + steps - 1`, less those that the row of a worker that has come back has done.
 
-        Return their mean loss at the last stage, None at others.
+        Return the mean loss of the microbatches that end here, None if none do.
         """
+        self._tells_state = True  # a round may have changed what is followed
         losses = []
         while self._next < step + steps:
             at = self._next
@@ -103,7 +117,7 @@ class Line:
     async def _update(self, step: int) -> None:
         while self._next == step:
             try:
-                norm = await self._norm_of_all(step)
+                norms = await self._norms_of_all(step)
             except Lost:
                 reduced = self._stage.grads.clone()  # it may have been averaged over replicas
                 await self._reunite()
@@ -111,7 +125,7 @@ class Line:
                     await self._pass(step)
                     self._stage.grads.copy_(reduced)
                 continue
-            await self._step(step, norm)
+            await self._step(step, norms)
 
     async def evaluate(self) -> dict[str, float] | None:
         """Return the held-out metrics of the whole model at the first stage, None at others, which send their part.
@@ -137,69 +151,153 @@ class Line:
         return self._place.next
 
     async def _pass(self, step: int) -> float | None:
-        """Go forward and back through all microbatches, until that succeeds."""
+        """Go forward and back through all hops of ours, until that succeeds."""
         while True:
             self._stage.begin()
+            self._tell_state(step)
+            paths, actions = self._timetable(step)
             try:
-                for kind, microbatch in self._actions:
-                    await (self._forward if kind == "forward" else self._go_back)(step, microbatch)
+                for kind, number, place in actions:
+                    await (self._forward if kind == "forward" else self._go_back)(step, paths[number], place)
                 return self._stage.mean_loss(step)
             except Lost:
                 await self._reunite()
 
-    async def _forward(self, step: int, microbatch: int) -> None:
-        received, tag = None, self._tag(step, f"forward {microbatch}")
-        if self._before is not None:
-            received = await self._values(self._before, tag, self.stage - 1)
-        steps = FORWARD_SHARE * self._share
-        out = await self._peer.work("compute", steps, lambda: self._stage.forward(step, microbatch, received))
-        if self._behind is not None and out is not None:
-            await self._hand_over(self._behind, tag, out)
+    def _timetable(self, step: int) -> tuple[tuple[Path, ...], list[Action]]:
+        """Return the ways of a local step's microbatches, and what we do for them, in turn."""
+        stage = self._stage
+        draw, seed = self._ways.draws(step), self._peer.seed
+        paths = tuple(self._ways.ways(stage.cut, self._replicas, stage.microbatches, seed, draw))
+        shares = tuple(tuple(stage.cut.share(hop.blocks) for hop in path.hops) for path in paths)
+        return paths, planned(paths, shares, self._order).get(self._peer.id, [])
 
-    async def _go_back(self, step: int, microbatch: int) -> None:
-        received, tag = None, self._tag(step, f"backward {microbatch}")
-        if self._behind is not None:
-            received = await self._values(self._behind, tag, self.stage)
-        steps = (1 - FORWARD_SHARE) * self._share
-        gradient = await self._peer.work("compute", steps, lambda: self._stage.go_back(microbatch, received))
-        if self._before is not None and gradient is not None:
-            await self._hand_over(self._before, tag, gradient)
+    async def _forward(self, step: int, path: Path, place: int) -> None:
+        received, hop = None, path.hops[place]
+        if place:
+            received = await self._values(
+                path.hops[place - 1].worker, self._way(step, "forward", path, place), hop.start
+            )
+        steps = FORWARD_SHARE * self._share(hop)
+        out = await self._peer.work("compute", steps, lambda: self._stage.forward(step, path, place, received))
+        if out is not None:
+            await self._hand_over(path.hops[place + 1].worker, self._way(step, "forward", path, place + 1), out)
 
-    async def _norm_of_all(self, step: int) -> float:
-        """Return the norm of the whole gradient, when every stage has its part."""
-        squares, first = self._stage.squared_norm(), self._row[0]
+    async def _go_back(self, step: int, path: Path, place: int) -> None:
+        received, hop = None, path.hops[place]
+        if place + 1 < len(path.hops):
+            received = await self._values(
+                path.hops[place + 1].worker, self._way(step, "backward", path, place), hop.stop
+            )
+        steps = (1 - FORWARD_SHARE) * self._share(hop)
+        gradient = await self._peer.work("compute", steps, lambda: self._stage.go_back(path, place, received))
+        if gradient is not None:
+            await self._hand_over(path.hops[place - 1].worker, self._way(step, "backward", path, place - 1), gradient)
+
+    def _share(self, hop: Hop) -> float:
+        return self._stage.cut.share(hop.blocks) / self._stage.microbatches
+
+    async def _norms_of_all(self, step: int) -> dict[int, float]:
+        """Return the norms of the replicas' whole gradients, when everybody has its part."""
+        squares, first = self._stage.squared_norm(), self._party[0]
+        await self._tell_gradient(step)
         if self._peer.id != first:
-            self._peer.send(first, self._tag(step, "squares"), _said(squares))
-            return await self._number(first, self._tag(step, "norm"))
-        told = [squares] + [await self._number(worker, self._tag(step, "squares")) for worker in self._row[1:]]
-        norm = math.sqrt(sum(told))
-        for worker in self._row[1:]:
-            self._peer.send(worker, self._tag(step, "norm"), _said(norm))
-        return norm
+            self._peer.send(first, self._tag(step, "squares"), _said([squares]))
+            await self._hear_gradients(step, self._reunion.losses)
+            return dict(zip(self._replicas, await self._numbers(first, self._tag(step, "norms")), strict=True))
+        told = {first: squares}
+        for worker in self._party[1:]:
+            (told[worker],) = await self._numbers(worker, self._tag(step, "squares"), 1)
+        await self._hear_gradients(step, self._reunion.losses)
+        norms = [
+            math.sqrt(sum(told[self._grid.worker(replica, stage)] for stage in range(self._grid.stages)))
+            for replica in self._replicas
+        ]
+        for worker in self._party[1:]:
+            self._peer.send(worker, self._tag(step, "norms"), _said(norms))
+        return dict(zip(self._replicas, norms, strict=True))
 
-    async def _step(self, step: int, norm: float) -> None:
-        """Step, unless it is a step that only the others of the row have to do."""
-        applied = self._place.applied
+    def _tell_state(self, step: int) -> None:
+        """Begin to send what is followed of us, if its keeper cannot know it: when a round, or a loss, was before."""
+        if self._tells_state or step < self._peer.step:
+            for follows in self._followed:
+                spans = self._stage.cut.spans(follows.stage, follows.blocks)
+                slots = self._peer.slots if self._keeps_all else {}
+                for part, packet in zip(STATE, packed(self._stage, spans, slots), strict=True):
+                    arrived = self._peer.send(self._row[follows.keeper], self._tag(step, part), packet)
+                    self._telling.append(arrived)
+        self._tells_state = False
+
+    async def _tell_gradient(self, step: int) -> None:
+        """Have all that is followed of us where its copy is, before anybody can have done the step."""
+        for follows in self._followed:
+            gradient = gather(self._stage.grads, self._stage.cut.spans(follows.stage, follows.blocks))
+            word = EXACT.encode(gradient) if step >= self._peer.step else signal("")  # it has done that step already
+            self._telling.append(self._peer.send(self._row[follows.keeper], self._tag(step, "followed"), word))
+        for arrived in self._telling:
+            with suppress(PeerGone):  # then the party has lost it, as we shall hear
+                await arrived
+        self._telling.clear()
+
+    async def _hear_gradients(self, step: int, losses: int) -> None:
+        """Take up what we are told of a step of what we follow, as it was when the party had `losses` losses."""
+        if self._heard == (step, losses):
+            return
+        for follower in self._followers:
+            owner = self._row[follower.follows.stage]
+            packet = await self._packet(owner, Tag(CHANNEL, step, f"followed {losses}"))
+            gradient = None if packet.codec == SIGNAL else self._decoded(owner, packet, EXACT, follower.numel)
+            await self._hear_states(step, losses)  # sent before, and here by now if it was
+            follower.hear(gradient)
+        self._heard = step, losses
+
+    async def _hear_states(self, step: int, losses: int) -> None:
+        """Take up what has come of the state of what we follow; nothing is waited for."""
+        for follower in self._followers:
+            owner, found = self._row[follower.follows.stage], []
+            for part in STATE:
+                with suppress(PeerGone, TimeoutError):
+                    found.append((await self._peer.recv(owner, Tag(CHANNEL, step, f"{part} {losses}"), 0.0))[1])
+            if len(found) == len(STATE):
+                values, word = found
+                try:
+                    follower.take(unpacked(follower.follows, values, word, self._stage))
+                except FrameError as error:
+                    raise self._reunion.refused(owner, error) from None
+
+    async def _step(self, step: int, norms: Mapping[int, float]) -> None:
+        """Step, unless it is a step that only the others of the party have to do."""
+        applied, norm = self._place.applied, norms[self._grid.replica(self._peer.id)]
         if step >= self._peer.step:
             clip, own = self._peer.inner.clip_norm, math.sqrt(self._stage.squared_norm())
             applied = own if clip is None or norm <= clip else own * clip / norm
-            await self._peer.work("compute", 0.0, lambda: self._stage.update_with(step, norm))
-        self._place = Place(next=step + 1, norm=norm, applied=applied)
+            await self._peer.work("compute", 0.0, lambda: self._stage.update(step, norm))
+        for follower in self._followers:
+            follower.step(step, norm)
+        self._place = Place(next=step + 1, norms=dict(norms), applied=applied)
         self._peer.close(CHANNEL, step)
 
     async def _reunite(self) -> None:
-        """Come together again after a loss, and do the step that others have done already."""
-        place, norm = await self._reunion.meet(self._place)
-        if self._place.next is not None and self._place.next < place:
-            await self._step(self._place.next, norm)
-        self._place = self._place.model_copy(update={"next": place, "holds": True})
+        """Come together again after a loss."""
+        losses = self._reunion.losses
+
+        async def catch_up(latest: Place) -> None:
+            """Do a step whose norms others have been told: what we need of it had come before that."""
+            await self._hear_gradients(self._next, losses)
+            await self._step(self._next, latest.norms)
+
+        if self._place.next is not None:
+            await self._hear_states(self._next, losses)  # whoever is lost may need it
+        self._telling.clear()
+        latest = await self._reunion.meet(lambda: self._place, catch_up)
+        self._tells_state = True
+        self._place = self._place.model_copy(update={"next": latest.next, "holds": True})
 
     async def _hand_over(self, to: int, tag: Tag, values: Tensor) -> None:
         self._peer.send(to, tag, await self._peer.aside(values.numel(), lambda: self._codec.encode(values)))
 
-    async def _values(self, source: int, tag: Tag, boundary: int) -> Tensor:
-        """Return what a neighbour hands over at the boundary behind stage `boundary`."""
-        packet, numel = await self._packet(source, tag), math.prod(self._stage.cut.shape(boundary))
+    async def _values(self, source: int, tag: Tag, seam: int) -> Tensor:
+        """Return what somebody hands over at the seam before block `seam`."""
+        packet, numel = await self._packet(source, tag), math.prod(self._stage.cut.shape(seam))
         return await self._peer.aside(numel, lambda: self._decoded(source, packet, self._codec, numel))
 
     def _decoded(self, source: int, packet: Packet, codec: Codec, numel: int) -> Tensor:
@@ -210,23 +308,29 @@ class Line:
         except FrameError as error:
             raise self._reunion.refused(source, error) from None
 
-    async def _number(self, source: int, tag: Tag) -> float:
+    async def _numbers(self, source: int, tag: Tag, count: int | None = None) -> list[float]:
         packet = await self._packet(source, tag)
         try:
-            return float(signal_text(packet))
+            numbers = [float(number) for number in signal_text(packet).split()]
         except FrameError as error:
             raise self._reunion.refused(source, error) from None
         except ValueError:
             raise self._reunion.refused(source, FrameError("codec", f"{tag} is no number")) from None
+        if len(numbers) != (len(self._replicas) if count is None else count):
+            raise self._reunion.refused(source, FrameError("length", f"{tag} has {len(numbers)} numbers"))
+        return numbers
 
     async def _packet(self, source: int, tag: Tag) -> Packet:
         return await self._reunion.recv(source, tag)
 
+    def _way(self, step: int, kind: str, path: Path, place: int) -> Tag:
+        return self._tag(step, f"{kind} {path.replica} {path.microbatch} {place}")
+
     def _tag(self, step: int, part: str) -> Tag:
-        """Name a message of a local step. What was sent before the row lost somebody is not what is sent after."""
+        """Name a message of a local step. What was sent before the party lost somebody is not what is sent after."""
         return Tag(CHANNEL, step, f"{part} {self._reunion.losses}")
 
 
-def _said(number: float) -> Packet:
-    """Return a packet that carries the number exactly, in as many bytes as any other: times do not depend on it."""
-    return signal(f"{number:.17e}")
+def _said(numbers: Sequence[float]) -> Packet:
+    """Return a packet that carries the numbers exactly, in as many bytes as any others: times do not depend on them."""
+    return signal(" ".join(f"{number:.17e}" for number in numbers))

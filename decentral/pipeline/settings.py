@@ -13,6 +13,7 @@ from decentral.errors import ConfigError
 from decentral.grid import Grid
 from decentral.part import Section
 from decentral.pipeline.cut import Cut, cut_of
+from decentral.pipeline.paths import Paths, PathsField, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, RecoveryField
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.task import Task
@@ -32,16 +33,38 @@ class Pipeline(Section):
     """How activations travel to the next stage, and their gradients back."""
     recovery: RecoveryField = CheckFree()
     """How a stage is rebuilt whose worker was lost when nobody else holds it."""
+    paths: PathsField | None = None
+    """Which way microbatches go; unset: one stage after the other, or as `recovery` needs it."""
     cuts: tuple[int, ...] | None = None
-    """The first block of each stage but the first, counted from 0; unset: where the slowest stage is the fastest."""
+    """The first block of each stage but the first, counted from 0; unset: where the slowest stage is the fastest, or so
+    that all have as many of the blocks that are alike if `paths` need that."""
+    head: Literal["last", "first"] = "last"
+    """Which stage has the blocks behind those that are alike. The first has the embedding too, whose weights may then
+    be tied to those of the head."""
 
     @property
     def grid(self) -> Grid:
         return Grid(self.stages)
 
+    @property
+    def ways(self) -> Paths:
+        """The paths that are taken."""
+        return self.paths or (Swapped() if self.recovery.mirrors else Straight())
+
     def cut(self, task: Task, seed: int, batch_size: int) -> Cut:
-        """Return where the task's model is cut; raises as `cut_of`."""
-        return cut_of(task, seed, batch_size // self.microbatches, self.stages, self.cuts)
+        """Return where the task's model is cut; raises as `cut_of`, and `ConfigError` if `paths` cannot lead there."""
+        cut = cut_of(
+            task,
+            seed,
+            batch_size // self.microbatches,
+            self.stages,
+            self.cuts,
+            head=self.head,
+            alike=self.ways.mirrors,
+        )
+        if self.stages > 1:
+            self.ways.check_cut(cut)
+        return cut
 
     def assemble(self, task: Task, seed: int, batch_size: int) -> Callable[[Sequence[Tensor]], Tensor]:
         """Return what makes the whole model's parameters `[P]` of every stage's; raises as `cut_of`."""
@@ -64,6 +87,13 @@ class Pipeline(Section):
             raise ConfigError(
                 f"pipeline.codec: '{self.codec.spelling()}' leaves elements out or looks at whole matrices; "
                 "activations need each of theirs: take 'float32', 'bf16', 'float16', 'int8' or 'int4'"
+            )
+        if self.stages > 1:
+            self.ways.check(self.stages, self.microbatches, self.head)
+        if self.recovery.mirrors and not self.ways.mirrors:
+            raise ConfigError(
+                f"pipeline.recovery: '{self.recovery.spelling()}' needs stages that have learned each other's work; "
+                "take paths = 'swapped', or leave paths out"
             )
         if self.cuts is not None and (
             len(self.cuts) != self.stages - 1 or list(self.cuts) != sorted({0, *self.cuts} - {0})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,33 @@ from decentral.grid import Grid
 from decentral.inner import Inner
 from decentral.phantom import Phantom
 from decentral.pipeline.cut import Cut, Inputs
+from decentral.pipeline.paths import Path
 from decentral.pipeline.recovery import Neighbour, Recovery
-from decentral.replica import PhantomReplica, Replica, TorchReplica, evaluate, initial_model, load_params, seed_of
+from decentral.replica import (
+    PhantomReplica,
+    Replica,
+    Spans,
+    TorchReplica,
+    evaluate,
+    initial_model,
+    load_params,
+    seed_of,
+)
 from decentral.task import Task, to_device
+
+
+class Copied(NamedTuple):
+    """What another stage has kept of some blocks: parameters and the inner optimiser's running means, `[n]` each.
+
+    `steps`: how many the inner optimiser believes it has done; `lr`: its peak learning rate; `slots`: what the sync
+    rule keeps, `[n]` each, if that is kept too.
+    """
+
+    blocks: tuple[int, ...]
+    vectors: tuple[Tensor, ...]
+    steps: int
+    lr: float
+    slots: Mapping[str, Tensor]
 
 
 class Stage(Replica, Protocol):
@@ -31,19 +55,19 @@ class Stage(Replica, Protocol):
     @property
     def room_bytes(self) -> int: ...
     def begin(self) -> None: ...
-    def forward(self, step: int, microbatch: int, received: Tensor | None) -> Tensor | None: ...
-    def go_back(self, microbatch: int, gradient: Tensor | None) -> Tensor | None: ...
+    def forward(self, step: int, path: Path, place: int, received: Tensor | None) -> Tensor | None: ...
+    def go_back(self, path: Path, place: int, gradient: Tensor | None) -> Tensor | None: ...
     def mean_loss(self, step: int) -> float | None: ...
     def squared_norm(self) -> float: ...
-    def update_with(self, step: int, norm: float) -> None: ...
-    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour]) -> None: ...
+    def replica_of(self, stage: int, blocks: Sequence[int]) -> Replica: ...
+    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour], copied: Copied | None) -> None: ...
     def evaluate_whole(self, parts: list[Tensor]) -> dict[str, float]: ...
 
 
 class TorchStage(TorchReplica):
-    """A stage of a real model. Worker `worker` of the grid; batches are those of its replica.
+    """A stage of a real model, held by `worker` of the grid.
 
-    `model` is the whole model as everybody starts it, of which the stage's blocks are taken and the others dropped.
+    Of the whole model as everybody starts it the stage's blocks are taken and the others dropped.
     """
 
     def __init__(
@@ -69,9 +93,9 @@ class TorchStage(TorchReplica):
             batch_size=batch_size,
             total_steps=total_steps,
             device=device,
-            model=cut.part(task, initial_model(task, seed), self.stage),
+            model=cut.part(task, initial_model(task, seed), cut.of(self.stage)),
         )
-        self._under_way: dict[int, tuple[Tensor | None, Tensor]] = {}  # by microbatch: what came in, and went out
+        self._under_way: dict[tuple[int, int, int], tuple[Tensor | None, Tensor]] = {}  # what came in, and went out
         self._losses: list[Tensor] = []
         self._usual_lr = inner.lr
 
@@ -80,39 +104,37 @@ class TorchStage(TorchReplica):
         """Bytes that one other stage may have sent before this one has asked for them."""
         return _room_bytes(self.cut, self.microbatches)
 
-    @property
-    def last(self) -> bool:
-        return self.stage == self.cut.stages - 1
-
     def begin(self) -> None:
         """Forget what is left of a batch, and begin the next one with a gradient of zero."""
         self._under_way.clear()
         self._losses.clear()
         self._model_grads.zero_()
 
-    def forward(self, step: int, microbatch: int, received: Tensor | None) -> Tensor | None:
-        """Go forward through a microbatch of local step `step`; return what the next stage takes, None from the last.
+    def forward(self, step: int, path: Path, place: int, received: Tensor | None) -> Tensor | None:
+        """Go forward through a hop of a microbatch's path, in local step `step`.
 
-        `received` is what the stage before handed over; None at the first. Raises `TaskError` if the task raises.
+        `received` is what the hop before handed over; None at the first. Returns what the next one takes, None at the
+        last, which asks for the loss. Raises `TaskError` if the task raises.
         """
-        seed = seed_of(self.seed, "microbatch", self.worker, step, microbatch, self.stage)
+        start = path.hops[place].start
+        seed = seed_of(self.seed, "microbatch", path.replica, step, path.microbatch, start)
         torch.manual_seed(seed) if self.device.type != "cpu" else torch.default_generator.manual_seed(seed)
         values = None
         if received is not None:
-            values = received.to(self.device).view(self.cut.shape(self.stage - 1)).requires_grad_()
-        out = self._through(step, microbatch, values)
-        self._under_way[microbatch] = values, out
-        if self.last:
+            values = received.to(self.device).view(self.cut.shape(start)).requires_grad_()
+        out = self._through(step, path, place, values)
+        self._under_way[path.replica, path.microbatch, place] = values, out
+        if place == len(path.hops) - 1:
             self._losses.append(out.detach())
             return None
         return out.detach().view(-1)
 
-    def go_back(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
-        """Go back through a microbatch, adding to `grads`; return the gradient of what was received, None at the first.
+    def go_back(self, path: Path, place: int, gradient: Tensor | None) -> Tensor | None:
+        """Go back through a hop, adding to `grads`; return the gradient of what was received, None at the first hop.
 
-        `gradient` is that of what was handed over; None at the last stage, whose loss is the mean over microbatches.
+        `gradient` is that of what was handed over; None at the last hop. The loss is the mean over microbatches.
         """
-        values, out = self._under_way.pop(microbatch)
+        values, out = self._under_way.pop((path.replica, path.microbatch, place))
         if gradient is None:
             (out / self.microbatches).backward()  # type: ignore[no-untyped-call]
         else:
@@ -123,8 +145,8 @@ class TorchStage(TorchReplica):
         return values.grad.view(-1)
 
     def mean_loss(self, step: int) -> float | None:
-        """Return the mean loss of the batch at the last stage, None at others. Raises `TaskError` if not finite."""
-        if not self.last:
+        """Return the mean loss of the microbatches that end here, None if none do; raises `TaskError` if not finite."""
+        if not self._losses:
             return None
         loss = float(torch.stack(self._losses).mean())
         if loss != loss or loss in (float("inf"), float("-inf")):
@@ -138,20 +160,43 @@ class TorchStage(TorchReplica):
         """Return the sum of the gradient's squares: this stage's share of the whole one's."""
         return float(self._model_grads.double().square().sum())
 
-    def update_with(self, step: int, norm: float) -> None:
-        """One step of the inner optimiser, which clips by the norm of the whole model's gradient."""
-        self.inner.step(self.optimizer, step, self.total_steps, norm)
+    def replica_of(self, stage: int, blocks: Sequence[int]) -> TorchReplica:
+        """Return those blocks of another stage as the run begins with them, with an inner optimiser of their own."""
+        return TorchReplica(
+            self.task,
+            self.inner.model_copy(update={"lr": self._usual_lr}),
+            worker=self.worker,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            total_steps=self.total_steps,
+            device=self.device,
+            model=self.cut.part(self.task, initial_model(self.task, self.seed), blocks),
+        )
 
-    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour]) -> None:
-        """Begin with what `recovery` makes of the neighbours' stages; raises `PeerGone` if it cannot.
+    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour], copied: Copied | None) -> None:
+        """Begin with what `recovery` makes of the neighbours' stages, and with what another stage has `copied`.
 
-        The inner optimiser is fresh, and steps at the learning rate that `recovery` says.
+        The inner optimiser is fresh, and steps at the learning rate that `recovery` says, unless there are copies of
+        all blocks and so of its state. Raises `PeerGone` if some blocks have nothing to begin with.
         """
-        self.params.copy_(recovery.rebuilt(self.cut, self.stage, neighbours))
-        for name in (*self.inner.momenta, *self.inner.variances):
-            self.inner_state(name).zero_()
+        model = self.cut.part(self.task, initial_model(self.task, self.seed), self.cut.of(self.stage))
+        self.params.copy_(
+            torch.cat([values.detach().flatten() for values in model.parameters() if values.requires_grad])
+        )
+        recovery.rebuild(self.params, self.cut, self.stage, neighbours, () if copied is None else copied.blocks)
+        held = state_of(self)
+        for values in held[1:]:
+            values.zero_()
         self.set_inner_steps(0)
         self.set_learning_rate(self._usual_lr * recovery.bump)
+        if copied is None:
+            return
+        spans = self.cut.spans(self.stage, copied.blocks)
+        if recovery.keeps_all:
+            self.set_inner_steps(copied.steps)
+            self.set_learning_rate(copied.lr)
+        for values, kept in zip(held, copied.vectors if recovery.keeps_all else copied.vectors[:1], strict=False):
+            scatter(values, spans, kept)
 
     def evaluate_whole(self, parts: list[Tensor]) -> dict[str, float]:
         """Return the task's held-out metrics of the whole model, given every stage's parameters, by stage."""
@@ -159,17 +204,18 @@ class TorchStage(TorchReplica):
         load_params(model, self.cut.assemble(parts))
         return evaluate(self.task, model.to(self.device))
 
-    def _through(self, step: int, microbatch: int, values: Tensor | None) -> Tensor:
-        """Return what the stage makes of a microbatch: activations, or the loss at the last stage."""
+    def _through(self, step: int, path: Path, place: int, values: Tensor | None) -> Tensor:
+        """Return what a hop makes of a microbatch: activations, or the loss at the last one."""
+        run, last = path.hops[place].blocks, place == len(path.hops) - 1
         try:
-            if values is not None and not self.last:
-                return self.model(values)  # type: ignore[no-any-return]
-            batch = to_device(self._microbatch(step, microbatch), self.device)
+            if values is not None and not last:
+                return self.model(values, run)  # type: ignore[no-any-return]
+            batch = to_device(self._microbatch(step, path), self.device)
             if values is None:
                 values = Inputs().of(self.task, batch)
-                if not self.last:
-                    return self.model(values)  # type: ignore[no-any-return]
-            return self.task.loss(_Rest(self.model, values), batch)
+                if not last:
+                    return self.model(values, run)  # type: ignore[no-any-return]
+            return self.task.loss(_Rest(self.model, run, values), batch)
         except TaskError:
             raise
         except Exception as error:
@@ -178,21 +224,21 @@ class TorchStage(TorchReplica):
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _microbatch(self, step: int, microbatch: int) -> Any:
-        stream, start = self._samples_of(self.worker, step)
+    def _microbatch(self, step: int, path: Path) -> Any:
+        stream, start = self._samples_of(path.replica, step)
         size = self.batch_size // self.microbatches
-        return self.task.batch(stream, start + microbatch * size, size)
+        return self.task.batch(stream, start + path.microbatch * size, size)
 
 
 class _Rest(nn.Module):
-    """Stands for the task's model when its loss is asked for and the stages before have done their part."""
+    """Stands for the task's model when its loss is asked for and the hops before have done their part."""
 
-    def __init__(self, model: nn.Module, values: Tensor) -> None:
+    def __init__(self, model: nn.Module, run: range, values: Tensor) -> None:
         super().__init__()
-        self.model, self._values = model, values
+        self.model, self._run, self._values = model, run, values
 
     def forward(self, _inputs: Tensor) -> Tensor:
-        out: Tensor = self.model(self._values)
+        out: Tensor = self.model(self._values, self._run)
         return out
 
 
@@ -210,11 +256,11 @@ class PhantomStage(PhantomReplica):
     def begin(self) -> None:
         return None
 
-    def forward(self, step: int, microbatch: int, received: Tensor | None) -> Tensor | None:
-        return self._activations(self.stage) if self.stage < self.cut.stages - 1 else None
+    def forward(self, step: int, path: Path, place: int, received: Tensor | None) -> Tensor | None:
+        return self._activations(path.hops[place].stop) if place + 1 < len(path.hops) else None
 
-    def go_back(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
-        return self._activations(self.stage - 1) if self.stage else None
+    def go_back(self, path: Path, place: int, gradient: Tensor | None) -> Tensor | None:
+        return self._activations(path.hops[place].start) if place else None
 
     def mean_loss(self, step: int) -> float | None:
         return None
@@ -222,19 +268,39 @@ class PhantomStage(PhantomReplica):
     def squared_norm(self) -> float:
         return 0.0
 
-    def update_with(self, step: int, norm: float) -> None:
-        return None
+    def replica_of(self, stage: int, blocks: Sequence[int]) -> PhantomReplica:
+        return PhantomReplica(self.cut.layout(stage, blocks), self.batch_size, self.inner)
 
-    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour]) -> None:
+    def begin_anew(self, recovery: Recovery, neighbours: Sequence[Neighbour], copied: Copied | None) -> None:
         return None
 
     def evaluate_whole(self, parts: list[Tensor]) -> dict[str, float]:
         return {}
 
-    def _activations(self, stage: int) -> Tensor:
-        return Phantom(torch.Size(self.cut.shape(stage)).numel())  # type: ignore[return-value]
+    def _activations(self, stop: int) -> Tensor:
+        return Phantom(torch.Size(self.cut.shape(stop)).numel())  # type: ignore[return-value]
+
+
+def state_of(replica: Replica) -> list[Tensor]:
+    """Return a replica's parameters and the running means that its inner optimiser keeps, live, `[P]` each."""
+    inner = replica.inner
+    return [replica.params, *(replica.inner_state(name) for name in (*inner.momenta, *inner.variances))]
+
+
+def gather(values: Tensor, spans: Spans) -> Tensor:
+    """Return the elements of a flat vector that lie in the spans, one after the other; a copy."""
+    return torch.cat([values[start:stop] for start, stop in spans])
+
+
+def scatter(values: Tensor, spans: Spans, parts: Tensor) -> None:
+    """Put the elements that `gather` returned back where they were."""
+    place = 0
+    for start, stop in spans:
+        values[start:stop] = parts[place : place + stop - start]
+        place += stop - start
 
 
 def _room_bytes(cut: Cut, microbatches: int) -> int:
-    """Return the bytes of a batch's microbatches in float32, and of the parameters that an evaluation takes."""
-    return 4 * (microbatches + 1) * cut.largest
+    """Return the bytes of a batch's activations and gradients in float32, on ways that may come by twice, and of a
+    stage's parameters with what its optimiser keeps."""
+    return 4 * (4 * microbatches + 4) * cut.largest

@@ -43,8 +43,8 @@ def test_the_slowest_stage_is_as_fast_as_any_cut_makes_it(stages: int) -> None:
             for start, stop in pairwise((0, *chosen, len(costs)))
         )
     ]
-    assert max(sum(costs[start:stop]) for start, stop in pairwise(found.bounds)) == min(able)
-    assert sum(found.share(stage) for stage in range(stages)) == pytest.approx(1)
+    assert max(sum(costs[index] for index in found.of(stage)) for stage in range(stages)) == min(able)
+    assert sum(found.share(found.of(stage)) for stage in range(stages)) == pytest.approx(1)
 
 
 def test_a_block_costs_its_products_and_what_comes_out() -> None:
@@ -64,14 +64,15 @@ def test_a_block_costs_its_products_and_what_comes_out() -> None:
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_stages_one_after_the_other_are_the_model_bit_for_bit(task: Task, stages: int) -> None:
     found, model = cut(task, stages), initial_model(task, SEED)
-    parts = [found.part(task, model, stage) for stage in range(stages)]
+    parts = [found.part(task, model, found.of(stage)) for stage in range(stages)]
     batch = task.batch(0, 0, 4)
 
     class Stages(nn.Module):
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             for stage, part in enumerate(parts):
-                values = part(values)
-                assert stage == stages - 1 or tuple(values.shape) == found.shape(stage)
+                (run,) = found.held[stage]
+                values = part(values, run)
+                assert tuple(values.shape) == found.shape(run.stop) or stage == stages - 1
             return values
 
     assert task.loss(Stages(), batch).equal(task.loss(model, batch))
@@ -80,7 +81,7 @@ def test_stages_one_after_the_other_are_the_model_bit_for_bit(task: Task, stages
 
 
 def test_cuts_may_be_given() -> None:
-    assert cut(Chain(layers=4), 3, (1, 6)).bounds == (0, 1, 6, 8)
+    assert cut(Chain(layers=4), 3, (1, 6)).held == ((range(1),), (range(1, 6),), (range(6, 8),))
 
 
 @pytest.mark.parametrize(
@@ -120,4 +121,4 @@ def test_a_model_that_cannot_be_cut_says_why(task: Task, message: str) -> None:
 
 def test_weights_tied_within_a_stage_are_cut() -> None:
     task = Odd(what="tied")
-    assert cut(task, 2, (4,)).bounds == (0, 4, 5)
+    assert [cut(task, 2, (4,)).of(stage) for stage in (0, 1)] == [[0, 1, 2, 3], [4]]

@@ -1,57 +1,112 @@
-"""In which order a stage goes through microbatches: what must hold of any order, and what each promises."""
+"""In which order workers go through microbatches: what must hold on any paths, and what each order promises."""
 
 from __future__ import annotations
 
-import pytest
+from collections import Counter
+from itertools import pairwise
+from typing import Any
 
-from decentral.pipeline import ORDERS, Action
+import pytest
+from blocks import Chain
+
+from decentral.pipeline import ORDERS, Action, Cut, Path, Paths, Permuted, Straight, Swapped, cut_of, planned
+from decentral.tasks import ByteGPT
 
 SHAPES = [(stages, microbatches) for stages in (1, 2, 3, 5) for microbatches in (1, 2, 4, 7)]
+GPT = cut_of(ByteGPT(width=16, depth=8, heads=2, context=16), 0, 4, 4, alike=True)
+WOUND = [(Swapped(), 1), (Permuted(), 3)]
 
 
-def under_way(actions: list[Action]) -> int:
-    """Return how many microbatches a stage remembers, at the most."""
-    held = most = 0
-    for action in actions:
-        held += 1 if action.kind == "forward" else -1
-        most = max(most, held)
-    return most
+def chain(stages: int) -> Cut:
+    return cut_of(Chain(layers=stages), 0, 4, stages, tuple(range(2, 2 * stages, 2)))
 
 
-@pytest.mark.parametrize("order", ORDERS)
+def plan(
+    paths: Paths, cut: Cut, microbatches: int, order: str, replicas: int = 1
+) -> tuple[tuple[Path, ...], dict[int, list[Action]]]:
+    ways = tuple(paths.ways(cut, range(replicas), microbatches, 0, 0))
+    shares = tuple(tuple(cut.share(hop.blocks) for hop in way.hops) for way in ways)
+    return ways, planned(ways, shares, order)
+
+
+def one_forward_one_backward(stage: int, stages: int, microbatches: int) -> list[tuple[str, int]]:
+    """Return the order of PipeDream-Flush: forward until the first gradient can be there, then by turns."""
+    ahead = min(stages - stage - 1, microbatches)
+    actions = [("forward", index) for index in range(ahead)]
+    for index in range(microbatches - ahead):
+        actions += [("forward", ahead + index), ("backward", index)]
+    return actions + [("backward", index) for index in range(microbatches - ahead, microbatches)]
+
+
 @pytest.mark.parametrize(("stages", "microbatches"), SHAPES)
-def test_every_microbatch_goes_forward_and_then_back_in_ascending_order(
-    order: str, stages: int, microbatches: int
+def test_through_equal_stages_1f1b_is_that_of_the_paper_and_gpipe_forward_then_back(
+    stages: int, microbatches: int
 ) -> None:
+    _, by_turns = plan(Straight(), chain(stages), microbatches, "1f1b")
+    _, in_turn = plan(Straight(), chain(stages), microbatches, "gpipe")
     for stage in range(stages):
-        actions = ORDERS[order](stage, stages, microbatches)
-        for kind in ("forward", "backward"):
-            assert [action.microbatch for action in actions if action.kind == kind] == list(range(microbatches))
-        for microbatch in range(microbatches):
-            assert actions.index(Action("forward", microbatch)) < actions.index(Action("backward", microbatch))
-
-
-@pytest.mark.parametrize(("stages", "microbatches"), SHAPES)
-def test_1f1b_remembers_no_more_than_there_are_stages_behind_and_gpipe_all(stages: int, microbatches: int) -> None:
-    for stage in range(stages):
-        assert under_way(ORDERS["1f1b"](stage, stages, microbatches)) == min(stages - stage, microbatches)
-        assert under_way(ORDERS["gpipe"](stage, stages, microbatches)) == microbatches
+        said = [(action.kind, action.path) for action in by_turns[stage]]
+        assert said == one_forward_one_backward(stage, stages, microbatches)
+        said = [(action.kind, action.path) for action in in_turn[stage]]
+        assert said == [(kind, index) for kind in ("forward", "backward") for index in range(microbatches)]
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("stages", "microbatches"), SHAPES)
-def test_stages_never_wait_for_one_another_in_a_circle(order: str, stages: int, microbatches: int) -> None:
-    """Every stage does its next action as soon as what it needs is there; in the end all have done all."""
-    left = [ORDERS[order](stage, stages, microbatches) for stage in range(stages)]
-    done: set[tuple[int, Action]] = set()
+@pytest.mark.parametrize(("paths", "replicas"), [(Straight(), 1), *WOUND])
+@pytest.mark.parametrize("microbatches", [2, 3, 8])
+def test_nobody_waits_in_a_circle_and_all_is_done_once(
+    paths: Any, replicas: int, microbatches: int, order: str
+) -> None:
+    """Every worker does its next action as soon as what it needs is there; in the end all have done all."""
+    ways, actions = plan(paths, GPT, microbatches, order, replicas)
+    done: set[Action] = set()
     moved = True
     while moved:
         moved = False
-        for stage, actions in enumerate(left):
-            if actions:
-                kind = actions[0].kind
-                needs = stage - 1 if kind == "forward" else stage + 1
-                if not 0 <= needs < stages or (needs, actions[0]) in done:
-                    done.add((stage, actions.pop(0)))
-                    moved = True
-    assert not any(left)
+        for left in actions.values():
+            if not left:
+                continue
+            kind, path, place = left[0]
+            last = len(ways[path].hops) - 1
+            if kind == "forward":
+                needs = Action("forward", path, place - 1) if place else None
+            else:
+                needs = Action("backward", path, place + 1) if place < last else Action("forward", path, last)
+            if needs is None or needs in done:
+                assert left[0] not in done
+                done.add(left.pop(0))
+                moved = True
+    assert not any(actions.values())
+    assert len(done) == 2 * sum(len(way.hops) for way in ways)
+
+
+@pytest.mark.parametrize("microbatches", [2, 3, 8])
+def test_every_second_microbatch_is_swapped_and_goes_through_every_block_once(microbatches: int) -> None:
+    ways = Swapped().ways(GPT, [0], microbatches, 0, 0)
+    orders = [[hop.worker for hop in way.hops] for way in ways]
+    assert orders[0] == [0, 1, 2, 3]
+    assert orders[1] == [0, 1, 0, 3, 2, 3]  # embedding, 1, 0, 3, 2, head
+    assert sum(order != orders[0] for order in orders) == microbatches // 2
+    for way in ways:
+        assert sorted(block for hop in way.hops for block in hop.blocks) == list(range(10))
+    six = Swapped().ways(chain(6), [0], 2, 0, 0)[1]
+    assert [hop.worker for hop in six.hops] == [1, 0, 2, 3, 5, 4]
+
+
+def test_permuted_microbatches_reach_every_worker_equally_and_keep_their_blocks_in_order() -> None:
+    replicas, microbatches = 5, 3
+    for draw in range(10):
+        ways = Permuted().ways(GPT, range(replicas), microbatches, 7, draw)
+        assert ways == Permuted().ways(GPT, range(replicas), microbatches, 7, draw)
+        visits = Counter((hop.worker, way.microbatch) for way in ways for hop in way.hops)
+        assert visits == Counter(
+            {(worker, index): 1 for worker in range(4 * replicas) for index in range(microbatches)}
+        )
+        for way in ways:
+            assert way.hops[0].worker == 4 * way.replica
+            assert [hop.worker % 4 for hop in way.hops] == [0, 1, 2, 3]
+            assert all(before.stop == after.start for before, after in pairwise(way.hops))
+    everywhere = {Permuted().ways(GPT, range(replicas), 1, 7, draw)[0].hops[-1].worker for draw in range(60)}
+    assert len(everywhere) == replicas
+    assert Permuted().draws(3) != Permuted().draws(4)
+    assert Straight().draws(3) == Straight().draws(4)

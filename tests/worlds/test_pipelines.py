@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Chain, named
+from blocks import Chain, TiedEnds, named
 from cases import CASES, Case
 from sockets import train_here
 from test_same_rule import assert_same_replicas
 
 from decentral.config import Run, validated
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, TaskError
 from decentral.journal import Left, Trained
+from decentral.peer import Peer
+from decentral.pipeline import Permuted
+from decentral.protocols import SyncRule
 from decentral.sim.simulate import simulate
 
 CHAIN = named(Chain)
@@ -114,6 +117,60 @@ def test_bubbles_are_what_the_schedule_says(order: str, stages: int, microbatche
         assert idle == pytest.approx((stages - 1) / (microbatches + stages - 1), abs=1e-3)
 
 
+def test_microbatches_that_change_replicas_train_as_one_batch_of_all_of_them_does() -> None:
+    """Under ddp all gradients are averaged, so it does not matter which worker has computed which."""
+    fields = {"replicas": 3, "rule": "ddp", "inner": {"name": "adamw", "lr": 1e-3}}
+    fixed, permuted = run_of(3, 2, **fields), with_pipeline(run_of(3, 2, **fields), paths="permuted")
+    one, other = simulate(fixed), simulate(permuted)
+    assert torch.allclose(one.merged(), other.merged(), rtol=0, atol=1e-5)
+    assert one.samples() == other.samples()
+    assert other.after["loss"] == pytest.approx(one.after["loss"], rel=1e-4)
+
+
+class Alone(SyncRule):
+    """Nobody talks to anybody of its column."""
+
+    async def run(self, peer: Peer) -> None:
+        while await peer.train(10):
+            pass
+
+
+def test_replicas_whose_microbatches_change_places_stay_more_alike() -> None:
+    """Nothing but the paths makes them alike (NoLoCo, section 5.2: 10 to 15 % less spread)."""
+    run = run_of(2, 2, replicas=4, steps=100, evaluate_every=0).model_copy(update={"rule": Alone()})
+
+    def spread(run: Run) -> float:
+        behind = torch.stack([params for worker, params in simulate(run).params.items() if worker % 2])
+        return float((behind - behind.mean(0)).square().mean().sqrt())
+
+    permuted = run.model_copy(update={"pipeline": run.pipeline.model_copy(update={"paths": Permuted()})})
+    assert spread(permuted) < spread(run)
+
+
+def test_both_worlds_send_microbatches_the_same_ways() -> None:
+    run = with_pipeline(run_of(3, 2, replicas=2, rule={"name": "noloco", "period": 5}), paths="permuted")
+    assert_same_replicas(train_here(run), simulate(run))
+
+
+def with_pipeline(run: Run, **fields: Any) -> Run:
+    table = run.to_table()
+    return validated({**table, "pipeline": {**table["pipeline"], **fields}}, "test")
+
+
+@pytest.mark.parametrize("paths", ["straight", "swapped", "permuted"])
+def test_head_and_embedding_may_be_one_stages_and_have_one_weight(paths: str) -> None:
+    """Of tied weights, too, a pipeline makes what the uncut model does."""
+    fields = {"task": named(TiedEnds, layers=8), "steps": 30, "replicas": 2, "rule": "ddp"}
+    whole = simulate(run_of(1, **fields)).merged()
+    run = with_pipeline(run_of(4, 2, **fields), head="first", paths=paths)
+    outcome = simulate(run)
+    if paths == "straight":
+        assert torch.allclose(outcome.merged(), whole, rtol=0, atol=1e-5)
+    assert outcome.after["loss"] < outcome.before["loss"]
+    with pytest.raises(TaskError, match="tied weights must lie in one stage: untie them"):
+        simulate(with_pipeline(run, head="last"))
+
+
 def test_times_alone_are_those_of_real_training() -> None:
     run = run_of(3, 2, replicas=2, evaluate_every=0)
     assert simulate(run, timing_only=True).seconds == simulate(run).seconds
@@ -122,13 +179,7 @@ def test_times_alone_are_those_of_real_training() -> None:
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
 def test_activations_may_travel_in_fewer_bytes(codec: str) -> None:
     run = run_of(2, 2, evaluate_every=0, task=GPT, steps=40)
-    narrow = run.model_copy(
-        update={
-            "pipeline": validated(
-                {**run.to_table(), "pipeline": {**run.pipeline.to_table(), "codec": codec}}, "x"
-            ).pipeline
-        }
-    )
+    narrow = with_pipeline(run, codec=codec)
     exact, coded = simulate(run), simulate(narrow)
     assert sum(left.sent_bytes for left in coded.left()) < 0.7 * sum(left.sent_bytes for left in exact.left())
     assert not coded.merged().equal(exact.merged())

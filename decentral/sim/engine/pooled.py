@@ -76,8 +76,8 @@ class PooledReplica:
             ready(index)
         return float(loss)
 
-    def update(self, step: int) -> None:
-        self._do(TorchReplica.update, step)
+    def update(self, step: int, norm: float | None = None) -> None:
+        self._do(TorchReplica.update, step, norm)
 
     def loss(self, step: int) -> float:
         return float(self._do(TorchReplica.loss, step))
