@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from decentral.checkpoint.settings import Checkpoints
 from decentral.errors import ConfigError
-from decentral.fleet import Fleet
+from decentral.fleet import Fleet, StageLosses
 from decentral.inner import INNER, AdamW, Inner
 from decentral.naming import class_named, part_named
 from decentral.part import Section
@@ -164,6 +164,9 @@ class Run(Section):
         self.inner.check(self.steps)
         if self.fleet.brings_newcomers:
             self.rule.check_newcomers()
+        churn = self.fleet.churn
+        if isinstance(churn, StageLosses) and churn.stages != self.pipeline.stages:
+            raise ConfigError(f"fleet.churn.stages: {churn.stages}, but pipeline.stages is {self.pipeline.stages}")
         if self.checkpoint.url:
             self.rule.check_checkpoints()
         if self.parity.workers is not None:
@@ -184,7 +187,6 @@ class Run(Section):
         for able, field in (
             (not self.leases, "leases"),
             (self.parity.workers is None, "parity.workers"),
-            (not self.checkpoint.url, "checkpoint.url"),
             (not self.real.offload, "real.offload"),
             (not self.fleet.layerwise, "fleet.layerwise"),
         ):

@@ -1,6 +1,6 @@
 """The machines of a run, described."""
 
-from decentral.fleet.churn import Churn, Exponential, Preemption
+from decentral.fleet.churn import Churn, Exponential, Preemption, StageLosses
 from decentral.fleet.events import Event
 from decentral.fleet.fleet import Fleet
 from decentral.fleet.groups import Slowing, Stalls, WorkerGroup
@@ -18,6 +18,7 @@ __all__ = [
     "Partition",
     "Preemption",
     "Slowing",
+    "StageLosses",
     "Stalls",
     "Trace",
     "WorkerGroup",

@@ -7,6 +7,7 @@ longer look ahead never changes what comes before.
 from __future__ import annotations
 
 import heapq
+import math
 from abc import abstractmethod
 from bisect import insort
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from decentral.errors import ConfigError
 from decentral.fleet.events import Event
 from decentral.fleet.units import HOUR_S, PositiveNumber, Seconds
 from decentral.part import Part
@@ -116,3 +118,51 @@ class Exponential(Churn):
             notice_s=self.notice_s,
         )
         return alone.events(sites, seed)
+
+
+class StageLosses(Churn):
+    """Losses of whole stages of a pipeline: of each with the same probability in every hour, independent of the others.
+
+    All who hold the stage go at once, in all replicas, and come back after `restart_s` seconds. Of an iteration of T
+    seconds a stage is lost with the probability 1 - (1 - h)^(T / 3600), as in CheckFree (Blagoev et al.,
+    arXiv 2506.15461, section 5).
+    """
+
+    name: ClassVar[str] = "stage_losses"
+
+    per_hour: float = Field(gt=0, lt=1)
+    """h: the probability that a stage is lost within an hour."""
+    stages: int = Field(ge=2)
+    """Stages of the pipeline."""
+    restart_s: PositiveNumber = 30.0
+    """Seconds until a lost stage's workers are there again."""
+    spared: tuple[int, ...] = ()
+    """Stages that are never lost, such as those that hold embedding and head where nothing could rebuild these."""
+
+    def check(self, sites: Sites) -> None:
+        """Raise `ConfigError` for workers that make no whole replicas, and for spared stages that there are not."""
+        if len(sites) % self.stages:
+            raise ConfigError(
+                f"fleet.churn.stages: {self.stages} workers make a replica, and the fleet has {len(sites)}"
+            )
+        if not set(self.spared) < set(range(self.stages)):
+            raise ConfigError(
+                f"fleet.churn.spared: {list(self.spared)}; name some of the stages 0 to {self.stages - 1}, not all"
+            )
+
+    def events(self, sites: Sites, seed: int) -> Iterator[Event]:
+        """Yield the losses and returns of all stages."""
+        streams = [self._stage(stage, sites, seed) for stage in range(self.stages) if stage not in self.spared]
+        return heapq.merge(*streams, key=lambda event: event.at_s)
+
+    def _stage(self, stage: int, sites: Sites, seed: int) -> Iterator[Event]:
+        """Yield one stage's events: while it is there, the time to its loss is exponential."""
+        chance, now = np.random.default_rng(seed_of(seed, "stage losses", stage)), 0.0
+        mean_s = -HOUR_S / math.log1p(-self.per_hour)
+        while True:
+            now += float(chance.exponential(mean_s))
+            for worker in range(stage, len(sites), self.stages):
+                yield Event(at_s=now, kind="preempt", worker=worker, notice_s=self.notice_s)
+            now += self.notice_s + self.restart_s
+            for worker in range(stage, len(sites), self.stages):
+                yield Event(at_s=now, kind="join", worker=worker)

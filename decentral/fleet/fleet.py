@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from decentral.errors import ConfigError
-from decentral.fleet.churn import Churn, Exponential, Preemption
+from decentral.fleet.churn import Churn, Exponential, Preemption, StageLosses
 from decentral.fleet.events import Event
 from decentral.fleet.groups import WorkerGroup
 from decentral.fleet.links import FleetNetwork
@@ -22,7 +22,7 @@ from decentral.fleet.units import PositiveNumber
 from decentral.naming import nearest, part_named
 from decentral.part import Section
 
-CHURN: dict[str, type[Churn]] = {cls.name: cls for cls in (Trace, Preemption, Exponential)}
+CHURN: dict[str, type[Churn]] = {cls.name: cls for cls in (Trace, Preemption, Exponential, StageLosses)}
 """The built-in models of churn by the name that run files use."""
 
 
@@ -58,6 +58,9 @@ class Fleet(Section):
     """Simulated: downlink of a worker in bits per second, likewise."""
     latency_s: float = Field(default=0.02, ge=0, allow_inf_nan=False)
     """Simulated: one-way latency between any two workers in seconds, where no link or site says it."""
+    coding_bps: PositiveNumber | None = None
+    """Simulated: bits of float32 that a worker encodes, decodes or merges in a second, one packet after the other,
+    beside training (`decentral profile`); unset: that takes no time."""
     detection_s: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     """Simulated: seconds until a crash is known to the others."""
     layerwise: bool = False

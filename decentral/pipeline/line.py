@@ -47,7 +47,7 @@ class Line:
         self._party = tuple(range(everybody)) if self._ways.crosses else self._row
         self._replicas = [self._grid.replica(worker) for worker in self._party[:: settings.stages]]
         self._firsts = tuple(range(0, everybody, settings.stages))
-        self._place = Place(next=0)
+        self._place = Place(next=peer.step)
         self._is_updating = False
         follows = settings.recovery.follows(stage.cut) if recovers else []
         self._followers = [Follower(stage, each) for each in follows if each.keeper == self.stage]

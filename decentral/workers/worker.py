@@ -136,10 +136,10 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
             column=run.pipeline.grid.column(worker, run.fleet.size),
             room_bytes=0 if stage is None else stage.room_bytes,
         )
-        if stage is not None:
-            peer.row = Line(peer, stage, run.pipeline, recovers=run.takes_newcomers)
         if saved is not None and welcome.host is None:
             peer.restore(saved)
+        if stage is not None:
+            peer.row = Line(peer, stage, run.pipeline, recovers=run.takes_newcomers)
         if run.parity.workers is not None:
             Guard(peer, run.parity, run.fleet.places())
         if run.checkpoint.url:

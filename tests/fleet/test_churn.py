@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 
 from decentral.errors import ConfigError
 from decentral.fleet import Fleet, WorkerGroup
-from decentral.fleet.churn import Churn, Exponential, Preemption
+from decentral.fleet.churn import Churn, Exponential, Preemption, StageLosses
 from decentral.fleet.fit import drawn, fit, losses_of
 from decentral.fleet.traces import Change, read_trace
 from decentral.fleet.units import HOUR_S
@@ -133,3 +134,36 @@ def test_late_groups_and_churn_are_refused_together() -> None:
     fleet = Fleet(workers=(WorkerGroup(start_s=5),), churn=Exponential(rate_per_hour=1))
     with pytest.raises(ConfigError, match=r"fleet\.churn: it says when workers come, and start_s"):
         fleet.check()
+
+
+@pytest.mark.parametrize("per_hour", [0.05, 0.16])
+def test_a_stage_is_lost_within_an_iteration_with_the_probability_that_makes_its_hourly_one(per_hour: float) -> None:
+    """p = 1 - (1 - h)^(T / 3600), in every replica at once, and never a stage that is spared."""
+    churn = StageLosses(per_hour=per_hour, stages=6, spared=(0,), restart_s=1e-3)
+    iteration_s, iterations = 91.35, 20_000
+    lost, by_time = Counter[int](), dict[float, set[int]]()
+    for event in churn.events([None] * 18, 0):
+        if event.at_s > iterations * iteration_s:
+            break
+        assert event.worker is not None
+        if event.kind == "preempt":
+            lost[event.worker % 6] += 1
+            by_time.setdefault(event.at_s, set()).add(event.worker)
+    assert all(len(workers) == 3 and len({worker % 6 for worker in workers}) == 1 for workers in by_time.values())
+    chance = 1 - (1 - per_hour) ** (iteration_s / HOUR_S)
+    expected, spread = iterations * chance, math.sqrt(iterations * chance * (1 - chance))
+    assert lost.keys() == {1, 2, 3, 4, 5}
+    assert all(count / 3 == pytest.approx(expected, abs=4 * spread) for count in lost.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "workers", "message"),
+    [
+        ({"stages": 4}, 6, "fleet.churn.stages: 4 workers make a replica, and the fleet has 6"),
+        ({"stages": 2, "spared": (0, 1)}, 4, "name some of the stages 0 to 1, not all"),
+        ({"stages": 2, "spared": (2,)}, 4, "name some of the stages 0 to 1, not all"),
+    ],
+)
+def test_stages_that_a_fleet_has_not_are_refused(fields: dict[str, Any], workers: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StageLosses(per_hour=0.1, **fields).check([None] * workers)

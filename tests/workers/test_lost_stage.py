@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from blocks import Chain
@@ -11,13 +15,14 @@ from test_lives import pid_of
 
 from decentral.config import Run, validated
 from decentral.journal import Rebuilt, Record, Trained
+from decentral.sim.simulate import simulate
 from decentral.workers.launch import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-STEPS = 400
+STEPS = 160
 
 
-def run_of(victim: int) -> Run:
+def run_of(**fields: Any) -> Run:
     return validated(
         {
             "steps": STEPS,
@@ -28,8 +33,9 @@ def run_of(victim: int) -> Run:
             "inner": {"name": "adamw", "lr": 1e-3},
             "pipeline": {"stages": 3, "microbatches": 2},
             "fleet": {"workers": [{"count": 3}]},
+            **fields,
         },
-        f"stage {victim}",
+        "test",
     )
 
 
@@ -37,11 +43,11 @@ def test_a_middle_stage_that_is_killed_in_mid_batch_is_rebuilt_and_nobody_goes_b
     killed: list[float] = []
 
     def see(record: Record) -> None:
-        if isinstance(record, Trained) and record.step >= 100 and not killed:
+        if isinstance(record, Trained) and record.step >= 40 and not killed:
             killed.append(record.time_s)
             os.kill(pid_of("worker-1"), signal.SIGKILL)
 
-    outcome = train(run_of(1), on_record=see)
+    outcome = train(run_of(), on_record=see)
     (rebuilt,) = [record for record in outcome.records if isinstance(record, Rebuilt)]
     assert (rebuilt.worker, rebuilt.members) == (1, (0, 2))
     assert [left.reason for left in outcome.left() if left.worker != 1] == ["finished"] * 2
@@ -49,3 +55,26 @@ def test_a_middle_stage_that_is_killed_in_mid_batch_is_rebuilt_and_nobody_goes_b
         steps = [record.step for record in outcome.records if isinstance(record, Trained) and record.worker == worker]
         assert steps == list(range(20, STEPS + 1, 20))
     assert outcome.after["loss"] < outcome.before["loss"]
+
+
+def test_two_stages_beside_each_other_go_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    """Nobody can rebuild them; the run comes to what one comes to that nothing befell, and says that it went back."""
+    kept, killed, restarts = tmp_path / "kept", list[int](), list[int]()
+
+    def see(record: Record) -> None:
+        if isinstance(record, Trained) and not killed and list(kept.glob("*/manifest.json")):
+            killed.extend(pid_of(f"worker-{worker}") for worker in (0, 1))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    def restart(before: Iterable[Record]) -> None:
+        restarts.append(len(list(before)))
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    fields = {"checkpoint": {"url": str(kept), "every_s": 0.2}, "real": {"port": port}}
+    outcome = train(run_of(**fields), on_record=see, on_restart=restart)
+    assert killed
+    assert len(restarts) == 1
+    assert outcome.merged().equal(simulate(run_of()).merged())
+    assert [left.reason for left in outcome.left()] == ["finished"] * 3

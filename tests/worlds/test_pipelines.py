@@ -51,11 +51,11 @@ def run_of(stages: int, microbatches: int = 1, *, replicas: int = 1, fleet: Any 
 @pytest.mark.parametrize("task", [CHAIN, GPT], ids=["chain", "gpt"])
 def test_a_pipeline_trains_as_the_whole_model_does(stages: int, task: dict[str, Any]) -> None:
     """Sums of microbatches and of stages' squares are rounded otherwise than those of a whole batch and model."""
-    whole = simulate(run_of(1, task=task, steps=100)).merged()
+    whole = simulate(run_of(1, task=task, steps=30)).merged()
     for microbatches in (1, 2, 4):
         merged = []
         for order in ("1f1b", "gpipe"):
-            run = run_of(stages, microbatches, task=task, steps=100)
+            run = run_of(stages, microbatches, task=task, steps=30)
             pipeline = run.pipeline.model_copy(update={"order": order})
             merged.append(simulate(run.model_copy(update={"pipeline": pipeline})).merged())
         assert torch.allclose(merged[0], whole, rtol=0, atol=1e-5)
@@ -208,6 +208,10 @@ def test_a_replica_that_loses_a_stage_for_good_leaves_and_the_others_go_on() -> 
         ({"pipeline": {"stages": 2, "codec": "topk"}}, "'topk' leaves elements out"),
         ({"pipeline": {"stages": 2, "cuts": (4, 2)}}, "2 stages need 1 ascending numbers of blocks"),
         ({"leases": True}, "leases: not for a model that is cut into stages"),
+        (
+            {"fleet": {"workers": [{"count": 4}], "churn": {"name": "stage_losses", "per_hour": 0.1, "stages": 4}}},
+            "fleet.churn.stages: 4, but pipeline.stages is 2",
+        ),
         (
             {"rule": {"name": "local_sgd", "period": {"name": "dylu", "period": 5}}},
             "the stages of a replica take the same steps",
