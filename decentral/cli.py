@@ -7,8 +7,9 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -20,7 +21,7 @@ from decentral.config import Run, read_run
 from decentral.errors import ConfigError, DecentralError, RunError
 from decentral.folder import RunFolder, new_folder
 from decentral.interrupts import whole
-from decentral.journal import Record, read_journal
+from decentral.journal import Anew, Record, read_journal
 from decentral.outcome import Outcome
 from decentral.report.live import LiveView
 from decentral.report.look import looking
@@ -87,17 +88,20 @@ def train(
 
     from decentral.workers.resume import find_checkpoint  # Ray takes a second to import
 
-    resumed = None if resume is None else find_checkpoint(run, read_journal(resume / "journal.jsonl"))
+    journal = None if resume is None else Anew(partial(read_journal, resume / "journal.jsonl"))
+    resumed = None if journal is None else find_checkpoint(run, journal)
     for folder, reason in resumed.passed_over.items() if resumed else ():
         Console(stderr=True, soft_wrap=True).print(f"note: checkpoint {folder} is not whole: {reason}")
 
     def launch(see: Callable[[Record], None], folder: RunFolder) -> Outcome:
         from decentral.workers.launch import train as train_on_ray
 
-        return train_on_ray(run, address=address, on_record=see, on_restart=folder.go_back, resumed=resumed)
+        return train_on_ray(
+            run, address=address, on_record=see, on_restart=folder.go_back, resumed=resumed, journal=folder
+        )
 
     shown = Shown(tensorboard, wandb)
-    _do(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else ())
+    _do(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else None)
 
 
 @app.command(name="simulate")
@@ -278,7 +282,7 @@ def profile_command(
                 )
             )
         return
-    steps = profile.measure_steps(run)
+    steps, coding_bps = profile.measure_steps(run), asyncio.run(profile.measure_coding(run))
     if peer is None:
         link = asyncio.run(profile.measure_loopback(keys, run.patience_s))
         console.print(
@@ -287,7 +291,7 @@ def profile_command(
     else:
         link = asyncio.run(profile.measure_link(peer, keys, run.patience_s))
         console.print(f"note: measured from here to {peer}; down_bps is taken to be the same: profile there to see")
-    section = profile.fleet_section(run.fleet.size, steps, link)
+    section = profile.fleet_section(run.fleet.size, steps, coding_bps, link)
     if write is not None:
         write.write_text(section, encoding="utf-8")
     sys.stdout.write(section)
@@ -315,7 +319,7 @@ def _do(
     launch: Callable[[Callable[[Record], None], RunFolder], Outcome],
     shown: Shown,
     *,
-    before: Sequence[Record] = (),
+    before: Iterable[Record] | None = None,
     virtual: bool = False,
 ) -> Outcome:
     """Run with live progress, and leave a run folder and a closing table."""
@@ -335,7 +339,7 @@ def _do(
             for writer in writers:
                 writer.see(record)
 
-        for record in before:
+        for record in before or ():
             live.see(record)
         try:
             outcome = launch(see, folder)

@@ -168,8 +168,8 @@ class World(Protocol):
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Run `work`, which is worth so many local steps of the worker's time."""
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Run `work`, which is of the network's business, beside whatever else goes on."""
+    async def aside(self, peer: Peer, numel: int, work: Callable[[], T]) -> T:
+        """Run `work`, which codes or merges so many elements for the network, beside whatever else goes on."""
 
     def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:
         """Run one gradient of the replica on that batch, yielding fragments as they become final."""
@@ -556,7 +556,7 @@ class Peer:
 
         If they are many it runs in a thread of its own in the real world, so that packets go on coming and going.
         """
-        return await self._world.aside(work) if numel >= ASIDE else work()
+        return await self._world.aside(self, numel, work) if numel >= ASIDE else work()
 
     async def recv(
         self, source: int | None, tag: Tag, timeout_s: float | None = None, among: Members | None = None

@@ -1,7 +1,8 @@
-"""Measure this machine, for a fleet that looks like it: how long a local step takes, and what a link carries.
+"""Measure this machine, for a fleet that looks like it: a local step, what coding takes, and what a link carries.
 
-A step is the real one: the run's task, inner optimiser, batch size and threads. The link is measured with the transport
-that workers use, gRPC and all, so the figure is what a worker's streams get, not what the wire could carry.
+A step is the real one: the run's task, inner optimiser, batch size and threads. What is coded is coded by the rule's
+codec. The link is measured with the transport that workers use, gRPC and all, so the figure is what a worker's streams
+get, not what the wire could carry.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import tomli_w
@@ -27,6 +29,13 @@ WARM_UP_STEPS = 3
 FEWEST_STEPS, MOST_STEPS = 10, 200
 MEASURED_S = 2.0
 """Steps are measured for about so long, within the bounds above."""
+
+CODED_ELEMENTS = 1 << 18
+"""Elements that are coded at a time: a member's chunk of a segment among eight."""
+CODED = 30
+"""Times that they are coded."""
+PAUSE_S = 0.02
+"""Pause before each, as packets have them between each other: right after it a core takes about twice as long."""
 
 PINGS = 20
 FIRST_PACKET_BYTES, LARGEST_PACKET_BYTES = 1 << 20, 1 << 28
@@ -85,13 +94,34 @@ def measure_steps(run: Run) -> StepTimes:
     )
 
 
+async def measure_coding(run: Run) -> float | None:
+    """Return how many bits of float32 a second the rule's codec encodes, and decodes, here, on a GPU if there is one.
+
+    It is done in a thread of its own, as workers do. None if nothing is coded beside the wire, or if the codec
+    remembers: what that takes depends on the rounds before.
+    """
+    codec = getattr(run.rule, "codec", None)
+    if codec is None or codec.loss == "none" or codec.shaped or codec.coder(lambda _name, like: like) is not None:
+        return None
+    torch.set_num_threads(run.real.threads)
+    values = torch.randn(CODED_ELEMENTS, device="cuda" if torch.cuda.is_available() else "cpu")
+    taken: list[float] = []
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(CODED):
+            await asyncio.sleep(PAUSE_S)
+            began = time.perf_counter()
+            await asyncio.get_running_loop().run_in_executor(thread, codec.round_trip, values)
+            taken.append(time.perf_counter() - began)
+    return 2 * 32 * CODED_ELEMENTS / statistics.median(taken)
+
+
 async def measure_link(address: str, keys: rpc.Keys, patience_s: float) -> LinkSpeed:
     """Return what packets to the listener at `address` (host:port) get. Raises `RunError` if it cannot be reached."""
     transport = Transport(Discard(), keys=keys, max_packet_bytes=0, patience_s=patience_s)
     transport.admit({LISTENER: Contact(0, address)})
     try:
         await _seconds(transport, 0)  # dialling
-        trips = [await _seconds(transport, 0) for _ in range(PINGS)]
+        trips = [await _rested(transport) for _ in range(PINGS)]
         trip_s = statistics.median(trips)
         nbytes = FIRST_PACKET_BYTES
         while await _seconds(transport, nbytes) < LONG_TRANSFER_S and nbytes < LARGEST_PACKET_BYTES:
@@ -125,14 +155,15 @@ async def listen(host: str, port: int, keys: rpc.Keys, patience_s: float, starte
         await listener.close()
 
 
-def fleet_section(workers: int, steps: StepTimes, link: LinkSpeed) -> str:
+def fleet_section(workers: int, steps: StepTimes, coding_bps: float | None, link: LinkSpeed) -> str:
     """Return the `[fleet]` section of a run file: so many machines like this one, behind links like this one."""
-    fleet = {
+    fleet: dict[str, object] = {
         "step_time_s": _rounded(steps.median_s),
         "jitter": _rounded(min(steps.jitter, 2.0)),
         "up_bps": _rounded(link.bps),
         "down_bps": _rounded(link.bps),
         "latency_s": _rounded(link.latency_s),
+        **({} if coding_bps is None else {"coding_bps": _rounded(coding_bps)}),
         "workers": [{"count": workers}],
     }
     return f"# {steps.steps} local steps on {steps.device}\n" + tomli_w.dumps({"fleet": fleet})
@@ -147,6 +178,12 @@ def _listener(keys: rpc.Keys, patience_s: float) -> Transport:
     transport = Transport(Discard(), keys=keys, max_packet_bytes=LARGEST_PACKET_BYTES, patience_s=patience_s)
     transport.admit({PROBER: Contact(0, "")})
     return transport
+
+
+async def _rested(transport: Transport) -> float:
+    """Return how long a packet without payload takes there and back, after a pause."""
+    await asyncio.sleep(PAUSE_S)
+    return await _seconds(transport, 0)
 
 
 async def _seconds(transport: Transport, nbytes: int) -> float:

@@ -86,6 +86,7 @@ def test_two_processes_measure_their_link_and_the_section_can_be_simulated(
     fleet = read_run(written).fleet
     assert fleet.size == 3
     assert fleet.up_bps == fleet.down_bps > 0
+    assert fleet.coding_bps is None
     run = read_run(run_file).model_copy(update={"fleet": fleet.model_copy(update={"jitter": 0.0})})
     compute = [record.seconds["compute"] for record in simulate(run, timing_only=True).left()]
     assert compute == pytest.approx([20 * fleet.step_time_s] * 3)
@@ -105,3 +106,16 @@ def test_steps_are_the_runs_own() -> None:
     assert small.steps >= profile.FEWEST_STEPS
     assert 0 < small.median_s < large.median_s
     assert small.jitter > 0
+
+
+def test_coding_is_the_rules_codec_and_takes_no_time_where_there_is_none() -> None:
+    def coding_bps(*settings: str) -> float | None:
+        run = read_run(None, [f"rule.{setting}" for setting in settings], "quadratic")
+        return asyncio.run(profile.measure_coding(run))
+
+    assert coding_bps("name=diloco", "codec=float32") is None
+    assert coding_bps("name=fedkseed") is None
+    fast, slow = coding_bps("name=diloco", "codec=bf16"), coding_bps("name=diloco", "codec=int4")
+    assert fast is not None
+    assert slow is not None
+    assert fast > slow

@@ -57,6 +57,8 @@ class WorkerGroup(Section):
     """Simulated: seconds of a local step as measured (`decentral profile`); unset: the device's, or the fleet's."""
     jitter: float | None = Field(default=None, ge=0, le=2)
     """Simulated: sigma of a log-normal factor, of mean 1, on each local step's time; the fleet's if unset."""
+    coding_bps: PositiveNumber | None = None
+    """Simulated: bits of float32 that these workers encode, decode or merge in a second; unset: the fleet's."""
     slowing: Slowing | None = None
     """Simulated: how the machines' speed falls; unset: it does not."""
     stalls: Stalls | None = None

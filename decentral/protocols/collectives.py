@@ -216,7 +216,8 @@ class _Butterfly:
                 self._codec.read(packet, part, into=self.result[start:stop])
                 return packet
 
-            packet = await self._aside(stop - start, reduced)
+            coded = len(packets) + 2  # what all have sent is decoded, its mean encoded and decoded
+            packet = await self._aside(coded * (stop - start), reduced)
             for member in self._members:
                 if member != self._peer.id:
                     self._peer.send(member, self._attempt.tag(f"g{segment or ''}"), packet)
@@ -326,7 +327,7 @@ async def all_gather(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt)
         if member != peer.id:
             peer.send(member, tag, own)
     packets = await attempt.packets(peer, own, tag)
-    return await aside(peer, codec, values.numel(), lambda: attempt.usable(peer, packets, codec, values))
+    return await aside(peer, codec, len(packets) * values.numel(), lambda: attempt.usable(peer, packets, codec, values))
 
 
 async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt) -> Tensor:
@@ -355,7 +356,7 @@ async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt
                 start, stop = segments[step - AHEAD]
                 packets = await attempt.packets(peer, own[step - AHEAD], names[step - AHEAD])
                 fold = functools.partial(_folded, peer, packets, values[start:stop], codec, attempt)
-                result[start:stop] = await aside(peer, codec, stop - start, fold)
+                result[start:stop] = await aside(peer, codec, len(packets) * (stop - start), fold)
     return result
 
 

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -33,7 +34,7 @@ NORMAL = NormalDist()
 class Links:
     """What a fleet's workers meet on their way to each other; `options` are for `Network`.
 
-    `up_bps` and `down_bps` are the workers' lines in bits per second.
+    `up_bps` and `down_bps` are what the workers' lines carry besides headers, in bits per second.
     """
 
     def __init__(self, fleet: Fleet, seed: int, now: Callable[[], float]) -> None:
@@ -44,16 +45,20 @@ class Links:
         groups, sites = fleet.each(), fleet.sites()
         places = list(dict.fromkeys(sites))
         routes = fleet.network.routes(places, fleet.latency_s)
-        self._routes = [[routes[one, other] for other in places] for one in places]
+        payload = 1.0 - fleet.network.overhead
+        self._routes = [
+            [replace(route, bps=route.bps * payload) for route in (routes[one, other] for other in places)]
+            for one in places
+        ]
         self._place = [places.index(site) for site in sites]
         lines = [line_of(site) for site in sites]
         up, down = (fleet.up_bps, fleet.up_bps), (fleet.down_bps, fleet.down_bps)
         self.up_bps = [
-            group.up_bps or self._draw(line.up_bps if line else up, "uplink", worker)
+            payload * (group.up_bps or self._draw(line.up_bps if line else up, "uplink", worker))
             for worker, (group, line) in enumerate(zip(groups, lines, strict=True))
         ]
         self.down_bps = [
-            group.down_bps or self._draw(line.down_bps if line else down, "downlink", worker)
+            payload * (group.down_bps or self._draw(line.down_bps if line else down, "downlink", worker))
             for worker, (group, line) in enumerate(zip(groups, lines, strict=True))
         ]
         self._access_s = [

@@ -56,6 +56,9 @@ class SimWorld:
         self._later = islice(happenings(fleet, seed), len(self._listed), None)
         self._duration = Durations(fleet, seed, self._listed, loop.time)
         self._links = Links(fleet, seed, loop.time)
+        codes_bps = [group.coding_bps or fleet.coding_bps or math.inf for group in fleet.each()]
+        self._coding_s = [32 / bps for bps in codes_bps]  # for each element
+        self._coding_until_s = [0.0] * fleet.size  # when each worker has coded all that it was given
         self._network = watch.network(fleet.sites(), loop, **self._links.options())
         self._cohort = cohort_of(fleet.size)
         self._roster = Roster(self._cohort.ids, self._changed, absent=set(self._cohort) - starters(fleet))
@@ -82,6 +85,11 @@ class SimWorld:
     def cohort(self) -> Members:
         """All who may ever be in the run."""
         return self._cohort
+
+    @property
+    def fleet(self) -> Fleet:
+        """The machines, with the step times of those that are devices."""
+        return self._fleet
 
     @property
     def network(self) -> Network:
@@ -128,6 +136,7 @@ class SimWorld:
 
     def _begin(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         self._peers[peer.id] = peer
+        self._coding_until_s[peer.id] = 0.0
         if self._fleet.brings_newcomers:
             peer.host = host = Host(peer)
             peer.spawn(host.listen())
@@ -263,8 +272,13 @@ class SimWorld:
             await self._loop.sleep(self._duration(peer.id, steps))
         return work()
 
-    async def aside(self, work: Callable[[], T]) -> T:
-        """Do the work, in no virtual time."""
+    async def aside(self, peer: Peer, numel: int, work: Callable[[], T]) -> T:
+        """Do the work when the worker's thread for it has done what came before, and had time for this."""
+        coding_s = numel * self._coding_s[peer.id]
+        if coding_s:
+            now = self._loop.time()
+            self._coding_until_s[peer.id] = max(now, self._coding_until_s[peer.id]) + coding_s
+            await self._loop.sleep(self._coding_until_s[peer.id] - now)
         return work()
 
     async def backward(self, peer: Peer, fragments: Sequence[Spans], batch: BatchId) -> AsyncIterator[int]:

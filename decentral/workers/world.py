@@ -16,7 +16,7 @@ from decentral.leases import Grant, Request
 from decentral.members import Ballot, Decision, Members
 from decentral.peer import PREEMPTED, Peer
 from decentral.protocols import SyncRule
-from decentral.protocols.joining import Host, entering
+from decentral.protocols.joining import Host, entering, is_of_newcomers
 from decentral.replica import BatchId, Spans
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers.coordinator import Welcome
@@ -220,7 +220,7 @@ class RealWorld:
         """Do the work in the worker's thread; training takes a slow worker longer, evaluation does not."""
         return await self._loop.run_in_executor(self._thread, self._training(self._slowed(work) if steps else work))
 
-    async def aside(self, work: Callable[[], T]) -> T:
+    async def aside(self, peer: Peer, numel: int, work: Callable[[], T]) -> T:
         """Do the work in a thread of its own: the event loop goes on feeding the wire."""
         return await self._loop.run_in_executor(self._coding, work)
 
@@ -250,7 +250,7 @@ class RealWorld:
         header = pack_header(
             Header(peer.id, self._incarnation, tag, packet.codec, packet.numel, packet.nbytes, packet.weight)
         )
-        arrived = self._transport.send(to, header, packet)
+        arrived = self._transport.send(to, header, packet, makes_way=not is_of_newcomers(tag))
         if to in peer.everybody:
             peer.meter.sent(len(header) + packet.nbytes)
             peer.meter.begin_transfer()

@@ -417,7 +417,7 @@ def test_a_life_gets_its_own_state_while_the_one_for_the_life_before_is_still_be
 ) -> None:
     """The first life dies while the host codes a segment for it, and the host has heard from the second one then."""
 
-    async def aside(world: SimWorld, work: Callable[[], object]) -> object:
+    async def aside(world: SimWorld, peer: Peer, numel: int, work: Callable[[], object]) -> object:
         await asyncio.sleep(1.5)
         return work()
 

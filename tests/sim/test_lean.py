@@ -11,6 +11,7 @@ from lean_runs import by_messages, check_equal, draw_fleet, lean, make_run
 from scene import Scene
 
 from decentral.errors import ConfigError
+from decentral.fleet import Fleet
 from decentral.journal import Synced, Trained
 from decentral.peer import Peer
 from decentral.protocols import Gossip
@@ -36,6 +37,16 @@ def test_every_record_is_the_one_of_messages(seed: int) -> None:
     task = {"name": "quadratic", "dimension": rng.choice([16, 4096, 200_000])}
     run = make_run(RULES[seed % len(RULES)], seed=seed, task=task, fleet=draw_fleet(rng), patience_s=1e4)
     check_equal(lean(run), by_messages(run))
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_headers_take_their_share_and_nobody_codes_aside(codec: str) -> None:
+    rule = {"name": "noloco", "period": 5, "codec": codec}
+    fleet = {"workers": [{"count": 4}], "coding_bps": 1e6, "network": {"overhead": 0.25}}
+    run = make_run(rule, task={"name": "quadratic", "dimension": 200_000}, fleet=fleet)
+    check_equal(lean(run), by_messages(run))
+    alike = {"workers": [{"count": 4, "up_bps": 75e6, "down_bps": 75e6}]}
+    assert lean(run).seconds == lean(run.model_copy(update={"fleet": Fleet(**alike)})).seconds
 
 
 @pytest.mark.parametrize(("workers", "rounds"), [(300, 2), (3, 140)])

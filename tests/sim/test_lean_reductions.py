@@ -67,6 +67,20 @@ def test_numbers_of_all_lengths_are_counted_in_headers(workers: int, rounds: int
     check_equal(lean(run), by_messages(run), TOLERANCE)
 
 
+def test_headers_take_their_share_of_lines_with_messages_and_without() -> None:
+    fleet = {"workers": [{"count": 3}, {"up_bps": 2e6}], "network": {"overhead": 0.0436, "links": [{"bps": 5e6}]}}
+    run = make_run({"name": "diloco", "period": 5, "codec": "int8"}, fleet=fleet)
+    check_equal(lean(run), by_messages(run), TOLERANCE)
+
+
+@pytest.mark.parametrize("where", ["fleet", "group"])
+def test_where_coding_takes_time_all_reduces_take_messages(where: str) -> None:
+    fleet: dict[str, Any] = {"workers": [{"count": 3}, {}]}
+    (fleet if where == "fleet" else fleet["workers"][1])["coding_bps"] = 1e8
+    run = make_run({"name": "diloco", "period": 5, "codec": "int8"}, task=TASKS[2], fleet=fleet)
+    assert isinstance(simulate(run, timing_only=True).records, list)
+
+
 def test_a_round_in_step_is_two_messages_to_everybody_and_a_vote() -> None:
     fleet = {"workers": [{"count": 4}], "step_time_s": 0.1, "up_bps": 1e6, "down_bps": 2e6, "latency_s": 0.25}
     run = make_run({"name": "diloco", "period": 10}, steps=20, fleet=fleet)

@@ -64,6 +64,14 @@ def test_a_fleet_without_a_network_section_asks_nothing_of_its_links() -> None:
     assert options["latency_s"](0, 3) == 0.07
 
 
+def test_headers_take_their_share_of_lines_and_of_what_joins_sites() -> None:
+    overhead, nbytes = 66 / 1514, 10**6
+    fleet = {"workers": [{"site": "a"}, {"site": "b"}], "up_bps": 1e8, "down_bps": 8e6, "latency_s": 0.3}
+    for link, bps in (({"source": "a", "to": "b"}, 8e6), ({"source": "a", "to": "b", "bps": 5e6}, 5e6)):
+        seconds = seconds_of({**fleet, "network": {"links": [link], "overhead": overhead}}, (0, 0, 1, nbytes))
+        assert seconds == [pytest.approx(8 * nbytes / (bps * 1448 / 1514) + 0.3, rel=1e-12)]
+
+
 # Sites.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import os
@@ -29,7 +30,7 @@ STEP_S = 0.05
 LATENCY_S = 0.02
 
 
-def make_run(rule: str | SyncRule, *, workers: int = 4, steps: int = 20, **options: Any) -> Run:
+def make_run(rule: str | dict[str, Any] | SyncRule, *, workers: int = 4, steps: int = 20, **options: Any) -> Run:
     """Return a short run of a small task; `fleet` and other sections of a run file go into `options`."""
     fields: Any = rule
     if isinstance(rule, str):
@@ -120,6 +121,52 @@ def test_lockstep_rounds_take_what_compute_links_and_latency_say() -> None:
     assert [left.messages_sent for left in outcome.left()] == [2, 2]
 
 
+class Coding(SyncRule):
+    """Each worker has pieces of some sizes coded, all handed over at once; its rounds end as they are done."""
+
+    pieces: tuple[int, ...]
+
+    async def run(self, peer: Peer) -> None:
+        async def coded(number: int, numel: int) -> None:
+            await peer.aside(numel, lambda: peer.ended_round(f"piece {number}", 1, "committed", [peer.id]))
+
+        await asyncio.gather(*(coded(number, numel) for number, numel in enumerate(self.pieces, 1)))
+
+
+def test_a_worker_codes_one_piece_after_the_other_at_its_own_pace() -> None:
+    large, small = 2_000_000, 1000  # the small one is not worth the way to another thread
+    run = make_run(
+        Coding(pieces=(large, small, large)),
+        fleet={"workers": [{}, {"coding_bps": 8e8}], "coding_bps": 1.6e9},
+    )
+    ended = {(record.worker, record.channel): record.time_s for record in rounds(simulate(run, timing_only=True))}
+    for worker, bps in enumerate((1.6e9, 8e8)):
+        piece_s = 32 * large / bps
+        assert ended[worker, "piece 1"] == pytest.approx(piece_s)
+        assert ended[worker, "piece 2"] == 0.0
+        assert ended[worker, "piece 3"] == pytest.approx(2 * piece_s)
+
+
+@pytest.mark.parametrize(
+    ("all_reduce", "vectors"),
+    [
+        # Each of two encodes the other's half; decodes two halves, encodes their mean and decodes it; decodes the
+        # other's mean. Its own half is encoded while the other's is on its way.
+        ("butterfly", (1 + 4 + 1) / 2),
+        ("gather", 1 + 2 + 1),  # encodes its own vector, decodes two, merges them
+    ],
+)
+def test_a_round_takes_as_long_as_its_coding_besides(all_reduce: str, vectors: float) -> None:
+    numel, bps = 1 << 18, 6.4e8
+    rule = {"name": "diloco", "period": 5, "codec": "int8", "all_reduce": all_reduce}
+    task = {"name": "quadratic", "dimension": numel}
+    at_once, coded = (
+        simulate(make_run(rule, workers=2, steps=5, task=task, fleet=fleet), timing_only=True).seconds
+        for fleet in ({}, {"coding_bps": bps})
+    )
+    assert coded - at_once == pytest.approx(vectors * 32 * numel / bps, rel=1e-6)
+
+
 class Burst(SyncRule):
     """Workers 0 and 1 send a frame of 1 MB each to worker 2 at once; then both stay until 2 has heard of them."""
 
@@ -200,13 +247,13 @@ def test_bytes_sent_are_bytes_received_in_a_quiet_run(rule: str) -> None:
     assert sum(record.sent_bytes for record in left) == sum(record.received_bytes for record in left) > 0
 
 
-@pytest.mark.parametrize("worker", [0, 127, 128, 255, 256, 65_535, 65_536, 2**32])
-@pytest.mark.parametrize("number", [0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**36])
 @pytest.mark.parametrize("text", ["", "x", "a" * 31, "a" * 32, "b" * 255, "b" * 256, "grüße"])
-def test_frames_have_the_size_of_the_header_that_the_wire_would_carry(worker: int, number: int, text: str) -> None:
-    tag, packet = Tag(text, number, text[::-1]), Packet(text, number, number, None)
-    header = pack_header(Header(worker, 0, tag, packet.codec, packet.numel, packet.nbytes))
-    assert HeaderSizes().size(worker, tag, packet) == len(header)
+def test_frames_have_the_size_of_the_header_that_the_wire_would_carry(text: str) -> None:
+    for worker in (0, 127, 128, 255, 256, 65_535, 65_536, 2**32):
+        for number in (0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**36):
+            tag, packet = Tag(text, number, text[::-1]), Packet(text, number, number, None)
+            header = pack_header(Header(worker, 0, tag, packet.codec, packet.numel, packet.nbytes))
+            assert HeaderSizes().size(worker, tag, packet) == len(header), (worker, number)
 
 
 class Once(SyncRule):

@@ -30,11 +30,16 @@ def timed(run: Run, fleet: Fleet, layout: Layout) -> Timed | None:
     try:
         if exchanges is not None:
             return time_exchanges(run, fleet, layout.size, exchanges, agenda, links)
-        if reductions is not None:
+        if reductions is not None and not _takes_time_to_code(fleet):
             return time_reductions(run, fleet, layout, reductions, agenda, links)
     except Unforeseen:
         pass
     return None
+
+
+def _takes_time_to_code(fleet: Fleet) -> bool:
+    """Say whether all-reduces have to wait for coding; exchanges never code aside."""
+    return any(group.coding_bps or fleet.coding_bps for group in fleet.workers)
 
 
 def _said(rule: SyncRule, what: str) -> Any:

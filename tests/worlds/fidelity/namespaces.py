@@ -15,10 +15,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-PAYLOAD_SHARE = 1448 / 1514
-"""What TCP's payload is of an Ethernet frame, which is what `tbf` counts."""
+OVERHEAD = 66 / 1514
+"""What headers are of an Ethernet frame full of TCP's payload; `tbf` counts frames."""
 BURST = "32kb"
 """What `tbf` lets through at once: little beside a message, enough for one turn of the scheduler."""
+QUEUE = "10ms"
+"""How long the longest queue at a line takes to drain. Flows share a line about evenly if queues are short, as the
+simulator assumes; where they are long, whoever has filled one keeps it (docs/fidelity.md has figures)."""
+CONGESTION_CONTROL = "cubic"
+"""What most senders of the internet use, whatever this machine prefers."""
 START_S = 60.0
 PORT = 6379
 SUBNET = "10.77.0"
@@ -48,7 +53,7 @@ class Cluster:
 
     def limit_node(self, node: int, mbit: float) -> None:
         """Let one node send and receive at most so many Mbit/s."""
-        tbf = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", BURST, "latency", "200ms")
+        tbf = ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", BURST, "latency", QUEUE)
         self._inside(self.space(node), "tc", "qdisc", "replace", "dev", "eth", *tbf)
         self._inside(self.space(0), "tc", "qdisc", "replace", "dev", f"port{node}", *tbf)
 
@@ -172,6 +177,8 @@ def bare_cluster(nodes: int, own: Mapping[int, Mapping[str, str]] = _NOTHING) ->
             _run("ip", "-n", head, "link", "set", port, "master", "bridge", "up")
             _run("ip", "-n", space, "addr", "add", f"{SUBNET}.{10 + node}/24", "dev", "eth")
             _run("ip", "-n", space, "link", "set", "eth", "up")
+            route = (f"{SUBNET}.0/24", "dev", "eth", "proto", "kernel", "scope", "link")
+            _run("ip", "-n", space, "route", "replace", *route, "congctl", CONGESTION_CONTROL)
         made = Cluster(name, nodes, folder, own)
         stack.callback(made.stop)
         yield made

@@ -3,28 +3,28 @@
     make fidelity
 
 Round times and total times must agree within `WITHIN`. A local step takes a stated time (`Paced`), so that six workers
-on two cores are not slowed down by each other; its length is measured before, as a user would with `decentral profile`.
-What the links carry besides TCP's payload is counted by `tc`, so the run file states the payload's share of the rate.
+on two cores are not slowed down by each other. Everything else that a prediction needs is measured before, as a user
+would with `decentral profile`: a step, coding, and what a message takes that has to go nowhere. The lines' rates are
+those that `tc` is told, of which headers take their share (`fleet.network.overhead`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from decentral import profile
 from decentral.config import Run, validated, write_run
-from decentral.inner import SGD
 from decentral.journal import Joined, Left, Record, Synced, read_journal
-from decentral.replica import TorchReplica
 from decentral.sim.simulate import simulate
-from tests.worlds.fidelity.namespaces import PAYLOAD_SHARE, Cluster, cluster, why_not
-from tests.worlds.fidelity.tasks import Paced
+from decentral.workers.rpc import Keys
+from tests.worlds.fidelity.namespaces import OVERHEAD, Cluster, cluster, why_not
 
 pytestmark = pytest.mark.fidelity
 
@@ -33,6 +33,8 @@ DIMENSION = 1_000_000
 STEP_S = 0.1
 WITHIN = 0.10
 """How far a prediction may be off, relatively."""
+Machine = dict[str, float | None]
+"""Fields of a fleet."""
 RULES: dict[str, dict[str, Any]] = {
     "ddp": {"name": "ddp", "codec": "int8"},
     "diloco": {"name": "diloco", "period": 10, "codec": "int8"},
@@ -50,18 +52,17 @@ def nodes() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def step_time_s() -> float:
-    """Seconds a step of the task takes on this machine, with its own overhead."""
-    task = Paced(dimension=DIMENSION, step_s=STEP_S)
-    replica = TorchReplica(task, SGD(lr=0.1), worker=0, seed=0, batch_size=1, total_steps=20)
-    replica.train(0, 2)
-    began = time.perf_counter()
-    replica.train(2, 10)
-    return (time.perf_counter() - began) / 10
+def machine() -> Machine:
+    """What `decentral profile` says of this machine, whose links it takes to be the loopback."""
+    run = run_of("diloco", 25, {}, speeds=(1.0,))
+    return {
+        "step_time_s": profile.measure_steps(run).median_s,
+        "coding_bps": asyncio.run(profile.measure_coding(run)),
+        "latency_s": asyncio.run(profile.measure_loopback(Keys("the secret of a test"), run.patience_s)).latency_s,
+    }
 
 
-def run_of(rule: str, mbit: float, step_time_s: float, *, speeds: tuple[float, ...], **task: Any) -> Run:
-    link = mbit * 1e6 * PAYLOAD_SHARE
+def run_of(rule: str, mbit: float, machine: Machine, *, speeds: tuple[float, ...], **task: Any) -> Run:
     return validated(
         {
             "steps": STEPS[rule],
@@ -71,11 +72,11 @@ def run_of(rule: str, mbit: float, step_time_s: float, *, speeds: tuple[float, .
             "rule": RULES[rule],
             "inner": {"name": "sgd", "lr": 0.1},
             "fleet": {
+                **machine,
                 "workers": [{"speed": speed} for speed in speeds],
-                "step_time_s": step_time_s,
-                "up_bps": link,
-                "down_bps": link,
-                "latency_s": 0.0005,
+                "up_bps": mbit * 1e6,
+                "down_bps": mbit * 1e6,
+                "network": {"overhead": OVERHEAD},
             },
             "real": {"stream_bps": 0},
         },
@@ -119,33 +120,38 @@ def compare(what: str, real: list[Record], predicted: list[Record], capsys: pyte
 @pytest.mark.parametrize("mbit", [12.5, 25, 50])
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_four_equal_workers(
-    rule: str, mbit: float, nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rule: str,
+    mbit: float,
+    nodes: Cluster,
+    machine: Machine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = run_of(rule, mbit, step_time_s, speeds=(1.0,) * 4)
+    run = run_of(rule, mbit, machine, speeds=(1.0,) * 4)
     predicted = simulate(run, timing_only=True).records
     compare(f"{rule}, 4 workers, {mbit} Mbit/s", measured(run, mbit, nodes, tmp_path), predicted, capsys)
 
 
 @pytest.mark.parametrize("workers", [2, 6])
 def test_more_and_fewer_workers(
-    workers: int, nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workers: int, nodes: Cluster, machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_of("diloco", 25, step_time_s, speeds=(1.0,) * workers)
+    run = run_of("diloco", 25, machine, speeds=(1.0,) * workers)
     predicted = simulate(run, timing_only=True).records
     compare(f"diloco, {workers} workers, 25 Mbit/s", measured(run, 25, nodes, tmp_path), predicted, capsys)
 
 
-def test_a_straggler(nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_of("diloco", 25, step_time_s, speeds=(1.0, 1.0, 0.5))
+def test_a_straggler(nodes: Cluster, machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("diloco", 25, machine, speeds=(1.0, 1.0, 0.5))
     predicted = simulate(run, timing_only=True).records
     compare("diloco, a worker of half speed", measured(run, 25, nodes, tmp_path), predicted, capsys)
 
 
-def test_a_kill(nodes: Cluster, step_time_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_of("diloco", 25, step_time_s, speeds=(1.0,) * 4, dies=2, dies_at=25)
+def test_a_kill(nodes: Cluster, machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of("diloco", 25, machine, speeds=(1.0,) * 4, dies=2, dies_at=25)
     quiet = [record for record in simulate(run, timing_only=True).records if isinstance(record, Synced)]
     second = max(record.time_s for record in quiet if record.round == 2)
-    crash = {"at_s": second + 5 * step_time_s, "kind": "crash", "worker": 2}
+    crash = {"at_s": second + 5 * run.fleet.step_time_s, "kind": "crash", "worker": 2}
     fleet = {**run.fleet.to_table(), "events": [crash], "detection_s": 0.5}
     predicted = simulate(validated({**run.to_fields(), "fleet": fleet}, "fidelity"), timing_only=True).records
     compare("diloco, a worker killed", measured(run, 25, nodes, tmp_path), predicted, capsys)
