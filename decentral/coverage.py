@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from decentral.errors import VerificationError
 from decentral.journal import Joined, Leased, Left, Lost, Record, Settled, Trained
-from decentral.leases import Range, Ranges, merged
+from decentral.leases import Range, Ranges
 
 
 class Repeat(NamedTuple):
@@ -52,23 +52,22 @@ class Tally:
 
     def __init__(self) -> None:
         self._accounts: dict[int, _Account] = {}
-        self._leased: list[Range] = []
-        self._trained: list[Range] = []
-        self._settled: list[Range] = []
+        self._samples = 0  # leased, of the stream
+        self._trained, self._settled = _Depths(), _Depths()
 
     def see(self, record: Record) -> None:
         """Take in the next record. Raises `VerificationError` as `coverage` does."""
         if isinstance(record, Leased):
-            self._leased.append(Range(record.start, record.stop))
-            self._account(record).held.extend([self._leased[-1]])
-        elif not self._leased:
+            self._samples = max(self._samples, record.stop)
+            self._account(record).held.extend([Range(record.start, record.stop)])
+        elif not self._samples:
             return  # as far as we know this run has no leases
         elif isinstance(record, Trained):
             ranges = self._moved(record, "trained on", "leased", self._account(record).held)
-            self._trained += ranges
+            self._trained.add(ranges)
             self._account(record).trained.extend(ranges)
         elif isinstance(record, Settled):
-            self._settled += self._moved(record, "settled", "trained on", self._account(record).trained)
+            self._settled.add(self._moved(record, "settled", "trained on", self._account(record).trained))
         elif isinstance(record, Lost):
             self._moved(record, "lost", "trained on", self._account(record).trained)
         elif isinstance(record, Joined | Left):
@@ -76,8 +75,9 @@ class Tally:
 
     def coverage(self) -> Coverage:
         """Return what the records seen so far prove."""
-        samples = max((stop for _, stop in self._leased), default=0)
-        return Coverage(samples, tuple(_gaps(self._settled, samples)), tuple(_repeats(self._trained)))
+        missing = [Range(start, stop) for start, stop, times in self._settled.spans(self._samples) if not times]
+        repeated = [Repeat(*span) for span in self._trained.spans(self._samples) if span[2] > 1]
+        return Coverage(self._samples, tuple(missing), tuple(repeated))
 
     def _account(self, record: Record) -> _Account:
         return self._accounts.setdefault(record.worker, _Account())
@@ -100,25 +100,26 @@ class _Account:
         self.held, self.trained = Ranges(), Ranges()
 
 
-def _gaps(ranges: Iterable[Range], stop: int) -> Iterator[Range]:
-    """Yield what of `0 .. stop - 1` is in none of the ranges."""
-    place = 0
-    for start, end in merged(ranges):
-        if start > place:
-            yield Range(place, start)
-        place = end
-    if place < stop:
-        yield Range(place, stop)
+class _Depths:
+    """In how many of the ranges each sample is. Kept is where that changes, so neighbours leave nothing behind."""
 
+    def __init__(self) -> None:
+        self._changes: Counter[int] = Counter()
 
-def _repeats(ranges: Iterable[Range]) -> Iterator[Repeat]:
-    """Yield what is in more than one of the ranges."""
-    changes: Counter[int] = Counter()
-    for start, stop in ranges:
-        changes[start] += 1
-        changes[stop] -= 1
-    since, times = 0, 0
-    for place in sorted(place for place, change in changes.items() if change):
-        if times > 1:
-            yield Repeat(since, place, times)
-        since, times = place, times + changes[place]
+    def add(self, ranges: Iterable[Range]) -> None:
+        for start, stop in ranges:
+            self._change(start, 1)
+            self._change(stop, -1)
+
+    def spans(self, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Cut `0 .. stop - 1` where the number changes: yield start, stop and number of each piece."""
+        since, times = 0, 0
+        for place, change in sorted({**self._changes, stop: 0}.items()):
+            if place > since:
+                yield since, place, times
+            since, times = place, times + change
+
+    def _change(self, place: int, by: int) -> None:
+        self._changes[place] += by
+        if not self._changes[place]:
+            del self._changes[place]

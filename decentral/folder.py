@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decentral.config import Run, write_run
 from decentral.errors import ConfigError
-from decentral.journal import FLUSH_S, JournalWriter, Record
+from decentral.journal import FLUSH_S, JournalWriter, Record, read_journal
 from decentral.outcome import Outcome
 from decentral.replica import initial_model, load_params
 from decentral.task import Task
@@ -22,15 +22,17 @@ from decentral.task import Task
 class RunFolder:
     """Writes a run's files into `path`, which must not hold another run's.
 
-    `before`: the records up to the checkpoint that the run of this folder goes on from. With `prompt` every record is
-    in the file at once, for checkpoints build on it.
+    `before`: the records up to the checkpoint that the run of this folder goes on from; None: it begins. With `prompt`
+    every record is in the file at once, for checkpoints build on it. Whoever goes through the folder reads the records
+    that are in the journal then: no others of them are in memory.
     """
 
-    def __init__(self, path: Path, run: Run, before: Sequence[Record] = (), *, prompt: bool = False) -> None:
-        if (path / "journal.jsonl").exists() and not before:
+    def __init__(self, path: Path, run: Run, before: Iterable[Record] | None = None, *, prompt: bool = False) -> None:
+        self._file = path / "journal.jsonl"
+        if self._file.exists() and before is None:
             raise ConfigError(f"--out {path}: there is a run in this folder already; name another one")
         self.path = path
-        self._run, self._before, self._prompt = run, before, prompt
+        self._run, self._before, self._prompt = run, before or (), prompt
         self._journal: JournalWriter | None = None
 
     def write(self, records: Iterable[Record]) -> None:
@@ -41,12 +43,15 @@ class RunFolder:
             except OSError as error:
                 raise ConfigError(f"--out {self.path}: cannot make the folder: {error.strerror}") from error
             write_run(self._run, self.path / "run.toml")
-            self._journal = JournalWriter(
-                self.path / "journal.jsonl", self._before, flush_s=0.0 if self._prompt else FLUSH_S
-            )
+            self._journal = JournalWriter(self._file, self._before, flush_s=0.0 if self._prompt else FLUSH_S)
         self._journal.write(records)
 
-    def go_back(self, before: Sequence[Record]) -> None:
+    def __iter__(self) -> Iterator[Record]:
+        if self._journal is not None:
+            self._journal.flush()
+        return read_journal(self._file) if self._file.exists() else iter(())
+
+    def go_back(self, before: Iterable[Record]) -> None:
         """Have the journal hold these records alone: those after them will be made once more."""
         self.close()
         self._before, self._journal = before, None

@@ -263,8 +263,23 @@ class JournalWriter:
             self._file.flush()
             self._flushed = now
 
+    def flush(self) -> None:
+        """Have all that was written in the file; nothing, when that is closed."""
+        if not self._file.closed:
+            self._file.flush()
+
     def close(self) -> None:
         self._file.close()
+
+
+class Anew:
+    """Records that are read each time somebody goes through them, by calling `read`: nobody keeps them."""
+
+    def __init__(self, read: Callable[[], Iterator[Record]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._read()
 
 
 def read_journal(path: Path) -> Iterator[Record]:

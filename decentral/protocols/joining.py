@@ -42,7 +42,9 @@ IN_FLIGHT = 3
 PATIENCES = 20
 """A state may take so many times a worker's patience: it may be asked for in the midst of a long phase."""
 
-ASK = Tag("join", 0, "ask")
+JOIN, TOLD = "join", "told "
+"""Channel on which a state is asked for and given; what those begin with on which guests are told of rounds."""
+ASK = Tag(JOIN, 0, "ask")
 HEAD, TAIL = "head", "tail"
 PLAIN = Float32()
 GIVEN_UP = "given up"
@@ -118,6 +120,11 @@ def host_for(
     lost = Counter(members.departed)
     able = [worker for worker in party if worker != newcomer and worker not in asked]
     return min(able, key=lambda worker: (busy[worker], lost[worker], worker < newcomer, worker), default=None)
+
+
+def is_of_newcomers(tag: Tag) -> bool:
+    """Return whether a newcomer waits for packets of that tag, and trains on nothing until they have come."""
+    return tag.channel == JOIN or tag.channel.startswith(TOLD)
 
 
 async def enter(peer: Peer, host: int, follow: bool) -> None:
@@ -412,11 +419,11 @@ def _joined(digests: Mapping[int, int]) -> str:
 
 
 def _part(departed: int, name: str) -> Tag:
-    return Tag("join", 0, f"{departed} {name}")
+    return Tag(JOIN, 0, f"{departed} {name}")
 
 
 def _told(channel: str, number: int, what: str) -> Tag:
-    return Tag(f"told {channel}", number, what)
+    return Tag(TOLD + channel, number, what)
 
 
 def _heard(channel: str, number: int) -> Tag:

@@ -64,7 +64,7 @@ class Life:
 
 
 class Job:
-    """One run's actors and records."""
+    """One run's actors; `on_record` is handed every record as it comes, and the job keeps none."""
 
     def __init__(
         self,
@@ -75,10 +75,10 @@ class Job:
         resumed: Resumption | None = None,
     ) -> None:
         self._heed = heed
-        self.records: list[Record] = list(resumed.records) if resumed else []
         self.params: dict[int, Tensor] = {}
         self.slots: dict[int, dict[str, Tensor]] = {}
-        self._run, self._on_record, self._resumed = run, on_record, resumed
+        self._run, self._on_record = run, on_record
+        self._resumed = resumed and resumed._replace(records=())  # of which no actor needs any
         self._owner = secrets.token_hex(4)
         self._name = f"decentral-{self._owner}"
         self._secret = secret
@@ -340,7 +340,6 @@ class Job:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def _take_records(self, records: list[Record]) -> None:
-        self.records += records
         self._unseen += records
         while self._unseen:  # what an interrupt leaves here is seen when the run is ended
             record = self._unseen.popleft()

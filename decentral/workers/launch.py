@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from decentral.checkpoint import StorageError
 from decentral.config import Run
@@ -33,8 +33,9 @@ def train(
     *,
     address: str | None = None,
     on_record: Callable[[Record], None] | None = None,
-    on_restart: Callable[[Sequence[Record]], None] | None = None,
+    on_restart: Callable[[Iterable[Record]], None] | None = None,
     resumed: Resumption | None = None,
+    journal: Iterable[Record] | None = None,
 ) -> Outcome:
     """Train on Ray workers and return what it came to.
 
@@ -44,14 +45,20 @@ def train(
     workers are lost: `on_restart` is told the records before that, for those after it are made once more. However it
     ends, no actor is left behind. Raises `TaskError` or `ConfigError` as a worker met it, and `RunError` when the
     cluster cannot be had, or nobody is left and there is no checkpoint to go on from.
+
+    `journal` has the records that `on_record` has seen, and those before a checkpoint, whenever somebody goes through
+    it: a `RunFolder` reads them from its file. It is the outcome's `records`. None: all records are kept in memory.
     """
     secret = _secret()
     task = run.make_task()
     before = held_out(task, run.seed)  # first: this is where missing data shows
     assemble = run.pipeline.assemble(task, run.seed, run.batch_size)  # or the model cannot be cut
+    if journal is None:
+        kept = _Kept(resumed.records if resumed else (), on_record, on_restart)
+        journal, on_record, on_restart = kept.records, kept.see, kept.go_back
     with heeding_interrupts() as heed, metrics_served(run.real, on_record) as see, on_cluster(run, address):
-        job = _to_the_end(run, lambda since: Job(run, secret, see, heed, since), resumed, on_restart)
-    outcome = Outcome(job.records, _seconds(job.records), job.params, job.slots, before)
+        job = _to_the_end(run, lambda since: Job(run, secret, see, heed, since), journal, resumed, on_restart)
+    outcome = Outcome(journal, _seconds(journal), job.params, job.slots, before)
     outcome.grid, outcome.assemble = run.pipeline.grid, assemble
     outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
@@ -60,8 +67,9 @@ def train(
 def _to_the_end(
     run: Run,
     begin: Callable[[Resumption | None], Job],
+    journal: Iterable[Record],
     resumed: Resumption | None,
-    on_restart: Callable[[Sequence[Record]], None] | None,
+    on_restart: Callable[[Iterable[Record]], None] | None,
 ) -> Job:
     """Return the job that has come to the run's end: a fleet that is lost whole goes on from the newest checkpoint."""
     restarts = Counter[str]()
@@ -77,7 +85,7 @@ def _to_the_end(
         finally:
             job.end()
         try:
-            resumed = find_checkpoint(run, job.records)
+            resumed = find_checkpoint(run, journal)
         except (ConfigError, StorageError) as error:
             raise lost from error
         restarts[resumed.folder] += 1
@@ -88,9 +96,33 @@ def _to_the_end(
             on_restart(resumed.records)
 
 
-def _seconds(records: list[Record]) -> float:
-    began = min(record.time_s for record in records if isinstance(record, Joined))
-    return max(record.time_s for record in records if isinstance(record, Left)) - began
+class _Kept:
+    """Keeps a run's records in memory, those `before` it first, and passes on what it is told."""
+
+    def __init__(
+        self,
+        before: Iterable[Record],
+        on_record: Callable[[Record], None] | None,
+        on_restart: Callable[[Iterable[Record]], None] | None,
+    ) -> None:
+        self.records = list(before)
+        self._on_record, self._on_restart = on_record, on_restart
+
+    def see(self, record: Record) -> None:
+        self.records.append(record)
+        if self._on_record is not None:
+            self._on_record(record)
+
+    def go_back(self, before: Iterable[Record]) -> None:
+        self.records[:] = before
+        if self._on_restart is not None:
+            self._on_restart(before)
+
+
+def _seconds(records: Iterable[Record]) -> float:
+    ends = [record for record in records if isinstance(record, Joined | Left)]
+    began = min(record.time_s for record in ends if isinstance(record, Joined))
+    return max(record.time_s for record in ends if isinstance(record, Left)) - began
 
 
 def _secret() -> str:

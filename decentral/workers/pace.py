@@ -52,9 +52,9 @@ class Pace:
         self.latency_s = latency_s
         self.training = False
 
-    def sending(self) -> Flow:
-        """Return the flow of a packet that begins to leave now."""
-        return Flow(self, self._up, self._beside[0])
+    def sending(self, *, makes_way: bool = True) -> Flow:
+        """Return the flow of a packet that begins to leave now, and `makes_way` for training or does not."""
+        return Flow(self, self._up, self._beside[0] if makes_way else None)
 
     def receiving(self) -> Flow:
         """Return the flow of a packet that begins to arrive now."""

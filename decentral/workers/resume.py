@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from decentral.checkpoint import Storage, load, newest, records_before, reopen
 from decentral.config import Run
 from decentral.coverage import coverage
 from decentral.errors import ConfigError
-from decentral.journal import Record
+from decentral.journal import Anew, Record
 from decentral.snapshot import Snapshot
 
 
 class Resumption(NamedTuple):
     """A checkpoint to go on from, and what a coordinator has to know of it.
 
-    `records` are those of the journal that were made before it. By worker, `lines` says how many these are, and `lived`
-    how many of them belong to the life that goes on. It was taken `time_s` seconds into the run. `leases` is the state
-    of the book of samples, if they are leased. `passed_over` tells why newer checkpoints are not taken.
+    `records` are those of the journal that were made before it: they are read from there each time. By worker, `lines`
+    says how many these are, and `lived` how many of them belong to the life that goes on. It was taken `time_s` seconds
+    into the run. `leases` is the state of the book of samples, if they are leased. `passed_over` tells why newer
+    checkpoints are not taken.
     """
 
     folder: str
-    records: tuple[Record, ...]
+    records: Iterable[Record]
     lines: Mapping[int, int]
     lived: Mapping[int, int]
     time_s: float
@@ -31,14 +33,17 @@ class Resumption(NamedTuple):
 
 
 def find_checkpoint(run: Run, journal: Iterable[Record]) -> Resumption:
-    """Return where to go on with a run that has left this journal. Raises `ConfigError` if there is no checkpoint."""
+    """Return where to go on with a run that has left this journal, which can be gone through again and again.
+
+    Raises `ConfigError` if there is no checkpoint.
+    """
     if not run.checkpoint.url:
         raise ConfigError("checkpoint.url: this run has kept no checkpoints; there is nothing to go on from")
     found = newest(Storage(run.checkpoint.url))
     if found is None:
         raise ConfigError(f"checkpoint.url: there is no whole checkpoint at {run.checkpoint.url}")
     manifest = found.manifest
-    records = tuple(records_before(manifest, journal))
+    records = Anew(partial(records_before, manifest, journal))
     leases = None
     if run.leases:
         proved = coverage(records)

@@ -140,11 +140,14 @@ class Transport:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def send(self, to: int, header: bytes, packet: Packet) -> asyncio.Future[None]:
-        """Start sending; the future is done when the packet has been delivered, or fails with `PeerGone`."""
+    def send(self, to: int, header: bytes, packet: Packet, *, makes_way: bool = True) -> asyncio.Future[None]:
+        """Start sending; the future is done when the packet has been delivered, or fails with `PeerGone`.
+
+        `makes_way`: it is held back while we train, if anything is.
+        """
         arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         arrived.add_done_callback(_seen)
-        flight = asyncio.get_running_loop().create_task(self._fly(to, header, packet))
+        flight = asyncio.get_running_loop().create_task(self._fly(to, header, packet, makes_way))
         flights = self._flights.setdefault(to, set())
         flights.add(flight)
 
@@ -189,13 +192,13 @@ class Transport:
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
-    async def _fly(self, to: int, header: bytes, packet: Packet) -> None:
+    async def _fly(self, to: int, header: bytes, packet: Packet, makes_way: bool) -> None:
         contact = self._contacts.get(to)
         if contact is None:
             raise PeerGone(f"worker {to} is not in the run")
         if self.pace.latency_s:
             await asyncio.sleep(self.pace.latency_s)
-        flow = self.pace.sending()
+        flow = self.pace.sending(makes_way=makes_way)
         chunks = _chunks(header, packet, self.pace.chunk_bytes(CHUNK))
         message, last = next(chunks)
         channel = self._channel(contact.address)

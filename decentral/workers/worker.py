@@ -139,7 +139,7 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
         if saved is not None and welcome.host is None:
             peer.restore(saved)
         if stage is not None:
-            peer.row = Line(peer, stage, run.pipeline, recovers=run.takes_newcomers)
+            peer.row = Line(peer, stage, run.pipeline, run.fleet, recovers=run.takes_newcomers)
         if run.parity.workers is not None:
             Guard(peer, run.parity, run.fleet.places())
         if run.checkpoint.url:

@@ -76,6 +76,15 @@ def test_streams_make_way_only_while_the_worker_trains() -> None:
     assert seconds(main()) == pytest.approx(0.2)
 
 
+def test_what_a_newcomer_waits_for_makes_no_way_for_training_but_keeps_to_the_link() -> None:
+    async def main(pace: Pace) -> None:
+        pace.training = True
+        await pass_(pace.sending(makes_way=False), 20)
+
+    assert seconds(main(Pace(training_bps=RATE))) == 0.0
+    assert seconds(main(Pace(up_bps=RATE, training_bps=RATE / 10))) == pytest.approx(0.2)
+
+
 def test_chunks_are_small_on_a_slow_link() -> None:
     assert Pace().chunk_bytes(1 << 20) == 1 << 20
     assert Pace(up_bps=100e6).chunk_bytes(1 << 20) == 62_500
