@@ -21,7 +21,8 @@ endif
 train: $(READY)
 	$(BIN)/decentral train
 
-# One process for each core.
+# One process for each core. They and the many that they start keep the bytecode that one has compiled.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
 	$(BIN)/pytest -n logical --maxprocesses 8
 

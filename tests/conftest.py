@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,16 +14,19 @@ import torch
 from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)  # tests run side by side, one process for each core
+# Who is started by a shell's `&` has Ctrl-C ignored, and so has whatever it starts: tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class OneRay(LoadScopeScheduling):  # type: ignore[misc]
-    """Hands out tests one by one, but all files that mention `ray_cluster` at once, first, and to one process.
+    """Hands out the cases of a test function together, and all files that mention `ray_cluster` to one process.
 
-    So there is one Ray at a time, and what takes longest does not come last.
+    So there is one Ray at a time, and what cases have in common is worked out once. The scheduler looks through all
+    that it has handed out after each test: of single tests there are too many for that.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if _needs_ray(nodeid.partition("::")[0]) else nodeid
+        return "ray" if _needs_ray(nodeid.partition("::")[0]) else nodeid.partition("[")[0]
 
 
 @cache
@@ -32,7 +36,18 @@ def _needs_ray(file: str) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
+    config.option.loadscopereorder = False  # it would go by the number of cases
     return OneRay(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest does not come last: what needs Ray, then what starts processes or trains in both worlds."""
+    long = ("tests/test_", "tests/workers/", "tests/worlds/")
+
+    def turn(item: pytest.Item) -> tuple[bool, bool]:
+        return not _needs_ray(item.nodeid.partition("::")[0]), not item.nodeid.startswith(long)
+
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:

@@ -1,4 +1,4 @@
-"""The inner optimisers: schedules by hand, and the fused flat step against plain torch.optim."""
+"""The inner optimisers: schedules by hand, and the fused flat step against torch.optim."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OPTIMISERS: list[Inner] = [
 ]
 
 
-def plain(inner: Inner, params: list[torch.Tensor]) -> torch.optim.Optimizer:
-    """The same optimiser by torch's unfused loop, on separate tensors."""
+def torchs(inner: Inner, params: list[torch.Tensor], **loop: bool) -> torch.optim.Optimizer:
+    """The same optimiser by torch, with the loop over tensors that is asked for."""
     if isinstance(inner, SGD):
         return torch.optim.SGD(
             params,
@@ -29,11 +29,11 @@ def plain(inner: Inner, params: list[torch.Tensor]) -> torch.optim.Optimizer:
             momentum=inner.momentum,
             nesterov=inner.nesterov,
             weight_decay=inner.weight_decay,
-            foreach=False,
+            **loop,
         )
     assert isinstance(inner, AdamW)
     return torch.optim.AdamW(
-        params, lr=inner.lr, betas=inner.betas, eps=inner.eps, weight_decay=inner.weight_decay, foreach=False
+        params, lr=inner.lr, betas=inner.betas, eps=inner.eps, weight_decay=inner.weight_decay, **loop
     )
 
 
@@ -42,8 +42,7 @@ def test_a_fused_flat_step_equals_plain_torch_on_separate_tensors(inner: Inner) 
     torch.manual_seed(0)
     separate = [torch.randn(shape) for shape in SHAPES]
     flat = torch.cat([param.flatten() for param in separate])
-    reference, optimizer = plain(inner, separate), inner.build(flat)
-    assert optimizer.param_groups[0]["fused"]
+    reference, optimizer = torchs(inner, separate, foreach=False), inner.build(flat)
     for step in range(10):
         for param in separate:
             param.grad = torch.randn_like(param)
@@ -51,6 +50,36 @@ def test_a_fused_flat_step_equals_plain_torch_on_separate_tensors(inner: Inner) 
         reference.step()
         inner.step(optimizer, step, total_steps=10)
     assert torch.allclose(flat, torch.cat([param.flatten() for param in separate]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", OPTIMISERS, ids=repr)
+def test_a_step_is_that_of_torchs_own_fused_optimiser_to_the_bit(inner: Inner) -> None:
+    torch.manual_seed(0)
+    flat = torch.randn(5000)
+    other = flat.clone()
+    reference, optimizer = torchs(inner, [other], fused=True), inner.build(flat)
+    for step in range(5):
+        flat.grad = torch.randn_like(flat)
+        other.grad = flat.grad.clone()
+        reference.step()
+        inner.step(optimizer, step, total_steps=5)
+        assert flat.equal(other)
+
+
+class OfTorch(Inner):
+    """A user's own, built from torch.optim."""
+
+    def build(self, params: torch.Tensor) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop([params], lr=self.lr)
+
+
+def test_a_users_own_may_be_one_of_torchs() -> None:
+    inner = OfTorch(lr=0.5, warmup_steps=2)
+    flat, other = torch.ones(3), torch.ones(3)
+    flat.grad, other.grad = torch.full((3,), 2.0), torch.full((3,), 2.0)
+    inner.step(inner.build(flat), 0, total_steps=4)
+    torch.optim.RMSprop([other], lr=0.25).step()
+    assert flat.equal(other)
 
 
 def test_clipping_equals_clip_grad_norm_over_the_separate_tensors() -> None:

@@ -21,14 +21,27 @@ def test_a_wrong_name_is_an_attribute_error() -> None:
         _ = decentral.trian  # type: ignore[attr-defined]
 
 
+SIMULATED = """
+import decentral.cli
+from decentral.config import validated
+from decentral.sim.simulate import simulate
+
+fields = {"task": {"name": "quadratic"}, "rule": {"name": "ddp"}, "fleet": {"workers": [{"count": 2}]}, "steps": 2}
+for inner in ("sgd", "adamw", "muon"):
+    simulate(validated({**fields, "inner": {"name": inner, "lr": 0.1, "clip_norm": 1}}, "test"))
+"""
+
+
 @pytest.mark.parametrize(
-    ("module", "foreign"),
+    ("program", "foreign"),
     [
-        ("decentral", {"torch", "ray", "grpc"}),
-        ("decentral.cli", {"ray", "grpc", "cryptography", "matplotlib"}),  # it brings the simulator along
+        ("import decentral", {"torch", "ray", "grpc"}),
+        # torch's compiler and what it brings along take as long to import as torch does.
+        (SIMULATED, {"ray", "grpc", "cryptography", "matplotlib", "torch._dynamo", "sympy", "transformers"}),
     ],
+    ids=["the package", "a simulation by the command"],
 )
-def test_a_room_brings_along_only_what_it_needs(module: str, foreign: set[str]) -> None:
-    code = f"import sys, {module}; print(*sorted({foreign} & set(sys.modules)))"
+def test_a_process_brings_along_only_what_it_needs(program: str, foreign: set[str]) -> None:
+    code = f"{program}\nimport sys; print(*sorted({foreign} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert shown.stdout.split() == []

@@ -1,4 +1,4 @@
-"""What all inner optimisers share: the learning rate over a run, gradient clipping, and state made at the beginning."""
+"""What all inner optimisers share: the learning rate over a run, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from decentral.errors import ConfigError
+from decentral.inner.flat import Optimizer
 from decentral.part import Part
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -57,8 +58,8 @@ class Inner(Part):
         return self
 
     @abstractmethod
-    def build(self, params: Tensor) -> torch.optim.Optimizer:
-        """Return a fused optimiser over the flat parameters, [P] and floating point."""
+    def build(self, params: Tensor) -> Optimizer:
+        """Return an optimiser over the flat parameters, [P] and floating point."""
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Return the learning rate of a step, counted from 0; from `total_steps` on it stays at its last value.
@@ -86,7 +87,7 @@ class Inner(Part):
                 f"at most {math.floor(end)} do"
             )
 
-    def step(self, optimizer: torch.optim.Optimizer, step: int, total_steps: int, norm: float | None = None) -> None:
+    def step(self, optimizer: Optimizer, step: int, total_steps: int, norm: float | None = None) -> None:
         """Clip the gradient that lies in the flat tensor's `.grad`, set the step's learning rate, and update.
 
         `norm` is that of the whole gradient, if this is a part of it.
@@ -101,12 +102,6 @@ class Inner(Part):
 
     def _decay_start(self, total_steps: int) -> float:
         return total_steps * (1 - self.decay_fraction)
-
-
-def begin(optimizer: torch.optim.Optimizer, params: Tensor, names: tuple[str, ...]) -> None:
-    """Make the optimiser's state now, as zeros: who reads it before the first step finds what that step will find."""
-    for name in names:
-        optimizer.state[params][name] = torch.zeros_like(params)
 
 
 def _progress(step: float, start: float, end: float) -> float:

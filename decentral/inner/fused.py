@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
-from decentral.inner.base import Coefficient, Inner, begin
+from decentral.inner.base import Coefficient, Inner
+from decentral.inner.flat import Flat
 
 
 class SGD(Inner):
@@ -33,18 +36,23 @@ class SGD(Inner):
             raise ValueError("nesterov=True needs momentum above 0, for example momentum=0.9")
         return self
 
-    def build(self, params: Tensor) -> torch.optim.SGD:
-        """Return a fused `torch.optim.SGD` over the flat parameters, [P] and floating point."""
-        optimizer = torch.optim.SGD(
+    def build(self, params: Tensor) -> Flat:
+        """Return the optimiser over the flat parameters, [P] and floating point."""
+        return Flat(params, self.lr, self.momenta, self._update)
+
+    def _update(self, params: Tensor, grad: Tensor, state: dict[str, Any], lr: float) -> None:
+        sgd(
             [params],
-            lr=self.lr,
+            [grad],
+            [state.get("momentum_buffer")],
+            fused=True,
+            lr=lr,
             momentum=self.momentum,
+            dampening=0.0,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
-            fused=True,
+            maximize=False,
         )
-        begin(optimizer, params, self.momenta)
-        return optimizer
 
 
 class AdamW(Inner):
@@ -72,11 +80,26 @@ class AdamW(Inner):
     def variances(self) -> tuple[str, ...]:
         return ("exp_avg_sq",)
 
-    def build(self, params: Tensor) -> torch.optim.AdamW:
-        """Return a fused `torch.optim.AdamW` over the flat parameters, [P] and floating point."""
-        optimizer = torch.optim.AdamW(
-            [params], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
-        )
-        begin(optimizer, params, ("exp_avg", "exp_avg_sq"))
+    def build(self, params: Tensor) -> Flat:
+        """Return the optimiser over the flat parameters, [P] and floating point."""
+        optimizer = Flat(params, self.lr, (*self.momenta, *self.variances), self._update)
         optimizer.state[params]["step"] = torch.zeros((), dtype=torch.float32, device=params.device)
         return optimizer
+
+    def _update(self, params: Tensor, grad: Tensor, state: dict[str, Any], lr: float) -> None:
+        adamw(
+            [params],
+            [grad],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            fused=True,
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            amsgrad=False,
+            maximize=False,
+        )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from decentral.inner.base import Coefficient, Fraction, Inner, begin
+from decentral.inner.base import Coefficient, Fraction, Inner
+from decentral.inner.flat import Flat
 
 
 class MultiMomentum(Inner):
@@ -49,9 +48,17 @@ class MultiMomentum(Inner):
     def variances(self) -> tuple[str, ...]:
         return ("exp_avg_sq",)
 
-    def build(self, params: Tensor) -> torch.optim.Optimizer:
+    def build(self, params: Tensor) -> Flat:
         """Return the optimiser over the flat parameters, [P] and floating point."""
-        return _Flat(params, self)
+        optimizer = Flat(params, self.lr, (*self.momenta, *self.variances), self._step)
+        optimizer.state[params]["step"] = 0
+        return optimizer
+
+    def _step(self, params: Tensor, grad: Tensor, state: dict[str, Any], lr: float) -> None:
+        ours = grad.clone() if self.clip_value is None else grad.clamp(-self.clip_value, self.clip_value)
+        params.mul_(1 - lr * self.weight_decay)
+        self.update(params, ours, state, lr)
+        state["step"] += 1
 
     @abstractmethod
     def update(self, params: Tensor, grad: Tensor, state: dict[str, Any], lr: float) -> None:
@@ -116,23 +123,3 @@ class ADOPT(MultiMomentum):
         normal = (grad / square.sqrt().clamp_(min=self.eps)).clamp_(-bound, bound)
         params.add_(self._mixed(normal, state), alpha=-lr)
         square.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-
-
-class _Flat(torch.optim.Optimizer):
-    """Steps one flat tensor as a `MultiMomentum` says."""
-
-    def __init__(self, params: Tensor, inner: MultiMomentum) -> None:
-        super().__init__([params], {"lr": inner.lr})
-        self._inner = inner
-        begin(self, params, (*inner.momenta, *inner.variances))
-        self.state[params]["step"] = 0
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        inner, (group,) = self._inner, self.param_groups
-        (params,) = group["params"]
-        state, limit = self.state[params], inner.clip_value
-        grad = params.grad.clone() if limit is None else params.grad.clamp(-limit, limit)
-        params.mul_(1 - group["lr"] * inner.weight_decay)
-        inner.update(params, grad, state, group["lr"])
-        state["step"] += 1

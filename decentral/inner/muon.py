@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PrivateAttr
 from torch import Tensor
 
-from decentral.inner.base import Coefficient, Inner, Matrix, begin
+from decentral.inner.base import Coefficient, Inner, Matrix
+from decentral.inner.flat import Flat
 
 
 class Muon(Inner):
@@ -51,39 +52,35 @@ class Muon(Inner):
         fitted._matrices = tuple(sorted(matrices))
         return fitted
 
-    def build(self, params: Tensor) -> torch.optim.Optimizer:
+    def build(self, params: Tensor) -> Flat:
         """Return the optimiser over the flat parameters, [P] and floating point; AdamW alone if it was not `fit`."""
-        return _Muon(params, self, self._matrices)
+        optimizer = Flat(params, self.lr, (*self.momenta, *self.variances), self._update)
+        optimizer.state[params]["step"] = 0
+        return optimizer
 
-
-class _Muon(torch.optim.Optimizer):
-    def __init__(self, params: Tensor, inner: Muon, matrices: tuple[Matrix, ...]) -> None:
-        super().__init__([params], {"lr": inner.lr})
-        self._inner, self._matrices = inner, matrices
-        cuts = [0, *(end for start, rows, columns in matrices for end in (start, start + rows * columns))]
-        ends = [*cuts[1:], params.numel()]
-        self._rest = [(start, end) for start, end in zip(cuts[::2], ends[::2], strict=True) if start < end]
-        begin(self, params, (*inner.momenta, *inner.variances))
-        self.state[params]["step"] = 0
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        inner, (group,) = self._inner, self.param_groups
-        (params,) = group["params"]
-        state, grad, lr, (beta1, beta2) = self.state[params], params.grad, group["lr"], inner.betas
+    def _update(self, params: Tensor, grad: Tensor, state: dict[str, Any], lr: float) -> None:
+        beta1, beta2 = self.betas
         state["step"] += 1
-        params.mul_(1 - lr * inner.weight_decay)
+        params.mul_(1 - lr * self.weight_decay)
         for start, rows, columns in self._matrices:
             part = slice(start, start + rows * columns)
-            average = state["exp_avg"][part].lerp_(grad[part], 1 - inner.momentum)
-            ahead = grad[part].lerp(average, inner.momentum).view(rows, columns)
+            average = state["exp_avg"][part].lerp_(grad[part], 1 - self.momentum)
+            ahead = grad[part].lerp(average, self.momentum).view(rows, columns)
             params[part].view(rows, columns).sub_(orthogonalised(ahead), alpha=lr * 0.2 * max(rows, columns) ** 0.5)
-        for start, stop in self._rest:
+        for start, stop in self._elsewhere(params.numel()):
             average = state["exp_avg"][start:stop].lerp_(grad[start:stop], 1 - beta1)
             square = state["exp_avg_sq"][start:stop]
             square.mul_(beta2).addcmul_(grad[start:stop], grad[start:stop], value=1 - beta2)
-            spread = (square / (1 - beta2 ** state["step"])).sqrt_().add_(inner.eps)
+            spread = (square / (1 - beta2 ** state["step"])).sqrt_().add_(self.eps)
             params[start:stop].addcdiv_(average, spread, value=-lr / (1 - beta1 ** state["step"]))
+
+    def _elsewhere(self, size: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of what lies between the matrices, in so many parameters."""
+        at = 0
+        for start, rows, columns in (*self._matrices, (size, 0, 0)):
+            if at < start:
+                yield at, start
+            at = start + rows * columns
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

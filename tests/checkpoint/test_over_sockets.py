@@ -15,7 +15,7 @@ from decentral.protocols import DiLoCo, Int8
 from decentral.protocols.codecs import ErrorFeedback
 
 PLAIN = DiLoCo(period=5, codec=ErrorFeedback(codec=Int8()))
-STEPS = 1500
+STEPS = 600
 
 
 class Kept(DiLoCo):

@@ -79,10 +79,13 @@ def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
 
 
 def test_wandb_keeps_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     with WandbWriter("a-project", folder=tmp_path, table={"steps": 20}) as writer:
         for record in RECORDS:
             writer.see(record)
+    wandb.teardown()  # its own process is only told to finish, and writes when we have gone on: wait for its end
     [file] = tmp_path.rglob("*.wandb")
     assert logged(file) == {
         ("worker 0/loss", "10", "0.5"),

@@ -1,4 +1,7 @@
-"""Workers and coordinators that die on a real Ray, and what takes their place."""
+"""Workers and coordinators that die on a real Ray, and what takes their place.
+
+A simulation comes to the bits of a real run that nothing has happened to (`tests/worlds`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from cluster import all_equal, outcomes
 
 from decentral.config import Run, validated
 from decentral.journal import Joined, Left, Record, Synced, Trained
+from decentral.sim.simulate import simulate
 from decentral.workers.launch import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -85,7 +89,7 @@ def test_a_worker_that_is_killed_gets_another_life_and_takes_part(tmp_path: Path
 
 
 def test_a_coordinator_that_is_killed_comes_back_and_changes_nothing() -> None:
-    quiet, outcome = train(run_of()), train(run_of(), on_record=Killer("coordinator", 5))
+    quiet, outcome = simulate(run_of()), train(run_of(), on_record=Killer("coordinator", 5))
     assert all_equal(outcome)
     assert outcome.params[0].equal(quiet.params[0])
     assert [outcomes(outcome)] == [outcomes(quiet)]
@@ -120,7 +124,7 @@ def test_a_run_that_has_lost_all_its_workers_goes_on_from_its_newest_checkpoint(
             for pid in lost:
                 os.kill(pid, signal.SIGKILL)
 
-    def restart(before: Sequence[Record]) -> None:
+    def restart(before: Iterable[Record]) -> None:
         records[:] = before
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -131,7 +135,7 @@ def test_a_run_that_has_lost_all_its_workers_goes_on_from_its_newest_checkpoint(
     outcome = train(validated({**quiet, **fields}, "churn"), on_record=see, on_restart=restart)
     assert lost
     assert list(outcome.records) == records
-    assert outcome.params[0].equal(train(validated(quiet, "quiet")).params[0])
+    assert outcome.params[0].equal(simulate(validated(quiet, "quiet")).params[0])
     assert all_equal(outcome)
     assert [left.reason for left in outcome.left()] == ["finished"] * 3
     for worker in range(3):

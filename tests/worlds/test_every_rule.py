@@ -99,10 +99,9 @@ def test_nothing_shares_storage_and_something_was_synced(case: Case) -> None:
 
 @every_case
 def test_a_worker_that_dies_costs_a_bounded_time_and_leaves_finite_replicas(case: Case) -> None:
-    quiet = simulate(run_of(case))
     run = run_of(case, patience_s=5.0)
     fleet = run.fleet.to_table()
-    fleet["events"] = [{"at_s": quiet.seconds / 2, "worker": case.workers - 1}]
+    fleet["events"] = [{"at_s": simulate(run, timing_only=True).seconds / 2, "worker": case.workers - 1}]
     outcome = simulate(run_of(case, patience_s=5.0, fleet=fleet))
     reasons = {left.worker: left.reason for left in outcome.left()}
     assert reasons == {**dict.fromkeys(range(case.workers - 1), "finished"), case.workers - 1: "crashed"}
