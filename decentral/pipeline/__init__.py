@@ -2,10 +2,11 @@
 
 from decentral.pipeline.cut import Block, Cut, cut_of, survey
 from decentral.pipeline.line import Line
-from decentral.pipeline.orders import ORDERS, Action, planned
-from decentral.pipeline.paths import Hop, Path, Paths, Permuted, Straight, Swapped
+from decentral.pipeline.orders import ORDERS, Timetable, planned, timetable
+from decentral.pipeline.paths import Action, Ground, Hop, Path, Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, CheckFreePlus, Copy, FromStart, Neighbour, Recovery, Redundant
 from decentral.pipeline.settings import Pipeline
+from decentral.pipeline.skipping import Skipping, placed
 from decentral.pipeline.stage import PhantomStage, Stage, TorchStage
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Copy",
     "Cut",
     "FromStart",
+    "Ground",
     "Hop",
     "Line",
     "Neighbour",
@@ -27,11 +29,15 @@ __all__ = [
     "Pipeline",
     "Recovery",
     "Redundant",
+    "Skipping",
     "Stage",
     "Straight",
     "Swapped",
+    "Timetable",
     "TorchStage",
     "cut_of",
+    "placed",
     "planned",
     "survey",
+    "timetable",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -53,7 +53,7 @@ class Place(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Cut:
     """A model cut into stages: stage s holds the blocks of the ranges `held[s]`, which is one range of them but for a
-    first stage that has the model's head as well.
+    first stage that has the model's head as well, be it the loss alone.
 
     `trunk` are the blocks from the first to the last of those that are alike: a transformer's, without embedding and
     head. `layouts` say how each stage's parameters lie in its flat vector, `whole` how they lie in the uncut model's.
@@ -186,15 +186,37 @@ class Part(nn.Module):
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], chosen: Sequence[int]) -> None:
         super().__init__()
         names = {id(module): name for name, module in model.named_modules()}
-        for index in chosen:
-            _place(self, names.get(id(blocks[index])) or f"block {index}", blocks[index])
         self._blocks = {index: blocks[index] for index in chosen}
+        for index, block in self._blocks.items():
+            for path, module in _holders(block, names, f"block {index}"):
+                _place(self, path, module)
+
+    def train(self, mode: bool = True) -> Part:
+        """Set the mode of the blocks too that are no modules of the model but made of them."""
+        super().train(mode)
+        for block in self._blocks.values():
+            block.train(mode)
+        return self
 
     def forward(self, values: Tensor, run: range) -> Tensor:
         """Return what the blocks of `run`, one after the other, make of the values."""
         for index in run:
             values = self._blocks[index](values)
         return values
+
+
+def _holders(block: nn.Module, names: Mapping[int, str], path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that hold what the block has, each with its name in the model, or below `path` if it has none.
+
+    A block that the model does not know, and that holds no tensor itself, is made of others, which the model may know.
+    """
+    if name := names.get(id(block)):
+        yield name, block
+    elif [*block.parameters(recurse=False), *block.buffers(recurse=False)] or not [*block.children()]:
+        yield path, block
+    else:
+        for child, module in block.named_children():
+            yield from _holders(module, names, f"{path}.{child}")
 
 
 def _place(parent: nn.Module, path: str, block: nn.Module) -> None:
@@ -300,7 +322,7 @@ def cut_of(
                 f"pipeline.cuts: stage {stage} is the blocks {run.start} to {run.stop - 1} of {stop}, in which there "
                 "are no parameters"
             )
-    if stop < len(blocks):
+    if head == "first":
         held[0] = (*held[0], range(stop, len(blocks)))  # type: ignore[assignment]
     stages_of = [[index for run in runs for index in run] for runs in held]
     _require_own_parameters(task, model, stages_of)

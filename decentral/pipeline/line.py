@@ -10,10 +10,11 @@ from contextlib import suppress
 from torch import Tensor
 
 from decentral.errors import PeerGone
+from decentral.fleet import Fleet
 from decentral.peer import Peer
 from decentral.pipeline.followers import Follower, packed, unpacked
-from decentral.pipeline.orders import Action, planned
-from decentral.pipeline.paths import Hop, Path
+from decentral.pipeline.orders import timetable
+from decentral.pipeline.paths import BACK, Ground, Hop, Path
 from decentral.pipeline.reunion import Lost, Place, Reunion
 from decentral.pipeline.settings import Pipeline
 from decentral.pipeline.stage import Stage, gather
@@ -25,8 +26,8 @@ CHANNEL = "pipeline"
 EVALUATION = "evaluation"
 STATE = ("state", "standing")
 """Parts of what the keeper of a copy is told of its state."""
-FORWARD_SHARE = 1 / 3
-"""Share of a local step's time that the forward pass takes; the backward pass computes two products for each."""
+FORWARD_SHARE = 1 / (1 + BACK)
+"""Share of a local step's time that the forward pass takes."""
 
 
 class Line:
@@ -39,13 +40,15 @@ class Line:
     All raise `PeerGone` when that fails or is not wanted, and `TaskError` when the task raises.
     """
 
-    def __init__(self, peer: Peer, stage: Stage, settings: Pipeline, *, recovers: bool = False) -> None:
+    def __init__(self, peer: Peer, stage: Stage, settings: Pipeline, fleet: Fleet, *, recovers: bool = False) -> None:
         self._peer, self._stage, self._codec, self._order = peer, stage, settings.codec, settings.order
         self._grid, self._ways = settings.grid, settings.ways
         self._row, self.stage = self._grid.row(peer.id), self._grid.stage(peer.id)
         everybody = len(peer.cohort) * settings.stages
         self._party = tuple(range(everybody)) if self._ways.crosses else self._row
-        self._replicas = [self._grid.replica(worker) for worker in self._party[:: settings.stages]]
+        self._replicas = tuple(self._grid.replica(worker) for worker in self._party[:: settings.stages])
+        self._ground = Ground(stage.cut, self._replicas, stage.microbatches, self._codec, peer.seed, fleet)
+        self._drawn: int | None = None  # whose timetable it is
         self._firsts = tuple(range(0, everybody, settings.stages))
         self._place = Place(next=peer.step)
         self._is_updating = False
@@ -155,21 +158,16 @@ class Line:
         while True:
             self._stage.begin()
             self._tell_state(step)
-            paths, actions = self._timetable(step)
+            draw = self._ways.draws(step)
+            if draw != self._drawn:
+                self._drawn, self._timetable = draw, timetable(self._ways, self._ground, draw, self._order)
+            paths, actions = self._timetable
             try:
-                for kind, number, place in actions:
+                for kind, number, place in actions.get(self._peer.id, ()):
                     await (self._forward if kind == "forward" else self._go_back)(step, paths[number], place)
                 return self._stage.mean_loss(step)
             except Lost:
                 await self._reunite()
-
-    def _timetable(self, step: int) -> tuple[tuple[Path, ...], list[Action]]:
-        """Return the ways of a local step's microbatches, and what we do for them, in turn."""
-        stage = self._stage
-        draw, seed = self._ways.draws(step), self._peer.seed
-        paths = tuple(self._ways.ways(stage.cut, self._replicas, stage.microbatches, seed, draw))
-        shares = tuple(tuple(stage.cut.share(hop.blocks) for hop in path.hops) for path in paths)
-        return paths, planned(paths, shares, self._order).get(self._peer.id, [])
 
     async def _forward(self, step: int, path: Path, place: int) -> None:
         received, hop = None, path.hops[place]

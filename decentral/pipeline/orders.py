@@ -6,20 +6,23 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from decentral.pipeline.paths import Hop, Path
-
-BACK = 2.0
-"""A pass back takes so many times as long as one forward: it computes two products for each."""
+from decentral.pipeline.paths import BACK, Action, Ground, Hop, Path, Paths
 
 
-class Action(NamedTuple):
-    """One pass through a hop: the path's number among all, and the hop's on it."""
+class Timetable(NamedTuple):
+    """The ways of a batch's microbatches, and what each worker does for them, in turn."""
 
-    kind: Literal["forward", "backward"]
-    path: int
-    place: int
+    paths: tuple[Path, ...]
+    actions: dict[int, list[Action]]
+
+
+def timetable(paths: Paths, ground: Ground, draw: int, order: str) -> Timetable:
+    """Return how a batch goes along these paths, in the order of that name unless they have one of their own."""
+    ways, cut = tuple(paths.ways(ground, draw)), ground.cut
+    shares = tuple(tuple(cut.share(hop.blocks) for hop in way.hops) for way in ways)
+    return Timetable(ways, paths.order(ground, draw) or planned(ways, shares, order))
 
 
 @lru_cache(maxsize=4)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
-from typing import Annotated, ClassVar, Literal, NamedTuple
-
-from pydantic import BeforeValidator
+from typing import ClassVar, Literal, NamedTuple
 
 from decentral.errors import ConfigError
+from decentral.fleet import Fleet
 from decentral.grid import Grid
-from decentral.naming import part_named
 from decentral.part import Part
 from decentral.pipeline.cut import Cut
+from decentral.protocols.codecs import Codec
 from decentral.replica import seed_of
+
+BACK = 2.0
+"""A pass back takes so many times as long as one forward: it computes two products for each."""
 
 
 class Hop(NamedTuple):
@@ -37,6 +39,28 @@ class Path(NamedTuple):
     hops: tuple[Hop, ...]
 
 
+class Action(NamedTuple):
+    """One pass through a hop: the path's number among all, and the hop's on it."""
+
+    kind: Literal["forward", "backward"]
+    path: int
+    place: int
+
+
+class Ground(NamedTuple):
+    """What paths lead over: a model cut into stages, whose are held by each of the `replicas` of a fleet.
+
+    Each batch of a replica goes in so many `microbatches`, activations coded by `codec`; draws depend on the `seed`.
+    """
+
+    cut: Cut
+    replicas: tuple[int, ...]
+    microbatches: int
+    codec: Codec
+    seed: int
+    fleet: Fleet
+
+
 class Paths(Part):
     """Says which way microbatches go. Everybody draws the same ways, from the run file and its seed alone."""
 
@@ -56,12 +80,17 @@ class Paths(Part):
         return 0
 
     @abstractmethod
-    def ways(self, cut: Cut, replicas: Sequence[int], microbatches: int, seed: int, draw: int) -> list[Path]:
-        """Return the way of each microbatch of these replicas."""
+    def ways(self, ground: Ground, draw: int) -> list[Path]:
+        """Return the way of each microbatch of all replicas there."""
+
+    def order(self, ground: Ground, draw: int) -> dict[int, list[Action]] | None:
+        """Return what each worker does for `ways`, in turn; None: what the run file's order makes of them."""
+        return None
 
 
-def straight(cut: Cut, grid: Grid, replicas: Sequence[int]) -> tuple[Hop, ...]:
+def straight(cut: Cut, replicas: Sequence[int]) -> tuple[Hop, ...]:
     """Return the way through all blocks in their order, where stage s is that of replica `replicas[s]`."""
+    grid = Grid(cut.stages)
     runs = sorted((run.start, run.stop, stage) for stage, held in enumerate(cut.held) for run in held)
     return tuple(Hop(grid.worker(replicas[stage], stage), start, stop) for start, stop, stage in runs)
 
@@ -71,12 +100,12 @@ class Straight(Paths):
 
     name = "straight"
 
-    def ways(self, cut: Cut, replicas: Sequence[int], microbatches: int, seed: int, draw: int) -> list[Path]:
-        grid = Grid(cut.stages)
+    def ways(self, ground: Ground, draw: int) -> list[Path]:
+        stages = ground.cut.stages
         return [
-            Path(replica, index, straight(cut, grid, [replica] * cut.stages))
-            for replica in replicas
-            for index in range(microbatches)
+            Path(replica, index, straight(ground.cut, [replica] * stages))
+            for replica in ground.replicas
+            for index in range(ground.microbatches)
         ]
 
 
@@ -101,12 +130,13 @@ class Swapped(Paths):
     def check_cut(self, cut: Cut) -> None:
         cut.require_any_order()
 
-    def ways(self, cut: Cut, replicas: Sequence[int], microbatches: int, seed: int, draw: int) -> list[Path]:
+    def ways(self, ground: Ground, draw: int) -> list[Path]:
+        cut = ground.cut
         grid, stages = Grid(cut.stages), list(range(cut.stages))
         swapped = [1, 0, *stages[2:-2], stages[-1], stages[-2]]
         found = []
-        for replica in replicas:
-            for index in range(microbatches):
+        for replica in ground.replicas:
+            for index in range(ground.microbatches):
                 order = swapped if index % 2 else stages
                 runs = [(stage, cut.middle(stage)) for stage in order]
                 for stage in (stages[0], stages[-1]):  # of whose blocks only the middles swap
@@ -130,15 +160,15 @@ class Permuted(Paths):
     def draws(self, step: int) -> int:
         return step
 
-    def ways(self, cut: Cut, replicas: Sequence[int], microbatches: int, seed: int, draw: int) -> list[Path]:
-        grid, found = Grid(cut.stages), []
-        for index in range(microbatches):
+    def ways(self, ground: Ground, draw: int) -> list[Path]:
+        replicas, found = ground.replicas, []
+        for index in range(ground.microbatches):
             columns = [list(replicas)]  # by stage: where the microbatch of each replica goes
-            for stage in range(1, cut.stages):
-                columns.append(Random(seed_of(seed, "paths", draw, index, stage)).sample(replicas, len(replicas)))
+            for stage in range(1, ground.cut.stages):
+                chance = Random(seed_of(ground.seed, "paths", draw, index, stage))
+                columns.append(chance.sample(replicas, len(replicas)))
             for place, replica in enumerate(replicas):
-                hops = straight(cut, grid, [column[place] for column in columns])
-                found.append(Path(replica, index, hops))
+                found.append(Path(replica, index, straight(ground.cut, [column[place] for column in columns])))
         return found
 
 
@@ -152,8 +182,3 @@ def _joined(grid: Grid, replica: int, runs: Sequence[tuple[int, range]]) -> tupl
         else:
             hops.append(Hop(worker, blocks.start, blocks.stop))
     return tuple(hops)
-
-
-PATHS: dict[str, type[Paths]] = {kind.name: kind for kind in (Straight, Swapped, Permuted)}
-"""The ways through the stages by the name that run files use."""
-PathsField = Annotated[Paths, BeforeValidator(lambda value: part_named(value, PATHS, Paths, "kind of paths"))]

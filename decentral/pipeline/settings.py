@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.grid import Grid
+from decentral.naming import part_named
 from decentral.part import Section
 from decentral.pipeline.cut import Cut, cut_of
-from decentral.pipeline.paths import Paths, PathsField, Straight, Swapped
+from decentral.pipeline.paths import Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, RecoveryField
+from decentral.pipeline.skipping import Skipping
 from decentral.protocols.codecs import CodecField, Float32
 from decentral.task import Task
+
+PATHS: dict[str, type[Paths]] = {kind.name: kind for kind in (Straight, Swapped, Permuted, Skipping)}
+"""The ways through the stages by the name that run files use."""
+PathsField = Annotated[Paths, BeforeValidator(lambda value: part_named(value, PATHS, Paths, "kind of paths"))]
 
 
 class Pipeline(Section):

@@ -135,7 +135,7 @@ async def _run(
             room_bytes=stage.room_bytes if stage else 0,
         )
         if stage is not None:
-            peer.row = Line(peer, stage, run.pipeline, recovers=run.takes_newcomers)
+            peer.row = Line(peer, stage, run.pipeline, world.fleet, recovers=run.takes_newcomers)
         if run.parity.workers is not None and evaluates:  # nobody has a state where there are no tensors
             Guard(peer, run.parity, run.fleet.places())
         peers.append(peer)

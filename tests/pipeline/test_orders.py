@@ -9,7 +9,21 @@ from typing import Any
 import pytest
 from blocks import Chain
 
-from decentral.pipeline import ORDERS, Action, Cut, Path, Paths, Permuted, Straight, Swapped, cut_of, planned
+from decentral.fleet import Fleet, WorkerGroup
+from decentral.pipeline import (
+    ORDERS,
+    Action,
+    Cut,
+    Ground,
+    Path,
+    Paths,
+    Permuted,
+    Straight,
+    Swapped,
+    cut_of,
+    timetable,
+)
+from decentral.protocols.codecs import Float32
 from decentral.tasks import ByteGPT
 
 SHAPES = [(stages, microbatches) for stages in (1, 2, 3, 5) for microbatches in (1, 2, 4, 7)]
@@ -24,9 +38,13 @@ def chain(stages: int) -> Cut:
 def plan(
     paths: Paths, cut: Cut, microbatches: int, order: str, replicas: int = 1
 ) -> tuple[tuple[Path, ...], dict[int, list[Action]]]:
-    ways = tuple(paths.ways(cut, range(replicas), microbatches, 0, 0))
-    shares = tuple(tuple(cut.share(hop.blocks) for hop in way.hops) for way in ways)
-    return ways, planned(ways, shares, order)
+    found = timetable(paths, ground(cut, microbatches, replicas), 0, order)
+    return found.paths, {worker: list(actions) for worker, actions in found.actions.items()}
+
+
+def ground(cut: Cut, microbatches: int, replicas: int = 1, seed: int = 0) -> Ground:
+    fleet = Fleet(workers=(WorkerGroup(count=cut.stages * replicas),))
+    return Ground(cut, tuple(range(replicas)), microbatches, Float32(), seed, fleet)
 
 
 def one_forward_one_backward(stage: int, stages: int, microbatches: int) -> list[tuple[str, int]]:
@@ -82,22 +100,23 @@ def test_nobody_waits_in_a_circle_and_all_is_done_once(
 
 @pytest.mark.parametrize("microbatches", [2, 3, 8])
 def test_every_second_microbatch_is_swapped_and_goes_through_every_block_once(microbatches: int) -> None:
-    ways = Swapped().ways(GPT, [0], microbatches, 0, 0)
+    ways = Swapped().ways(ground(GPT, microbatches), 0)
     orders = [[hop.worker for hop in way.hops] for way in ways]
     assert orders[0] == [0, 1, 2, 3]
     assert orders[1] == [0, 1, 0, 3, 2, 3]  # embedding, 1, 0, 3, 2, head
     assert sum(order != orders[0] for order in orders) == microbatches // 2
     for way in ways:
         assert sorted(block for hop in way.hops for block in hop.blocks) == list(range(10))
-    six = Swapped().ways(chain(6), [0], 2, 0, 0)[1]
+    six = Swapped().ways(ground(chain(6), 2), 0)[1]
     assert [hop.worker for hop in six.hops] == [1, 0, 2, 3, 5, 4]
 
 
 def test_permuted_microbatches_reach_every_worker_equally_and_keep_their_blocks_in_order() -> None:
     replicas, microbatches = 5, 3
+    over = ground(GPT, microbatches, replicas, seed=7)
     for draw in range(10):
-        ways = Permuted().ways(GPT, range(replicas), microbatches, 7, draw)
-        assert ways == Permuted().ways(GPT, range(replicas), microbatches, 7, draw)
+        ways = Permuted().ways(over, draw)
+        assert ways == Permuted().ways(over, draw)
         visits = Counter((hop.worker, way.microbatch) for way in ways for hop in way.hops)
         assert visits == Counter(
             {(worker, index): 1 for worker in range(4 * replicas) for index in range(microbatches)}
@@ -106,7 +125,7 @@ def test_permuted_microbatches_reach_every_worker_equally_and_keep_their_blocks_
             assert way.hops[0].worker == 4 * way.replica
             assert [hop.worker % 4 for hop in way.hops] == [0, 1, 2, 3]
             assert all(before.stop == after.start for before, after in pairwise(way.hops))
-    everywhere = {Permuted().ways(GPT, range(replicas), 1, 7, draw)[0].hops[-1].worker for draw in range(60)}
+    everywhere = {Permuted().ways(over, draw)[0].hops[-1].worker for draw in range(60)}
     assert len(everywhere) == replicas
     assert Permuted().draws(3) != Permuted().draws(4)
     assert Straight().draws(3) == Straight().draws(4)
