@@ -9,16 +9,29 @@ from pydantic import ValidationError
 from decentral.errors import DecentralError, TaskError
 from decentral.loading import LoadError, load
 from decentral.task import Task
+from decentral.tasks.decoders import decoder_blocks, logits_of
+from decentral.tasks.hugging_face import HFCausalLM
 from decentral.tasks.images import FashionMNIST
 from decentral.tasks.quadratic import Quadratic
 from decentral.tasks.stack import LayerStack
 from decentral.tasks.text import ByteGPT
 
-__all__ = ["TASKS", "ByteGPT", "FashionMNIST", "LayerStack", "Quadratic", "load_task"]
+__all__ = [
+    "TASKS",
+    "ByteGPT",
+    "FashionMNIST",
+    "HFCausalLM",
+    "LayerStack",
+    "Quadratic",
+    "decoder_blocks",
+    "load_task",
+    "logits_of",
+]
 
 TASKS: dict[str, type[Task]] = {
     "byte_gpt": ByteGPT,
     "fashion_mnist": FashionMNIST,
+    "hf_causal_lm": HFCausalLM,
     "layer_stack": LayerStack,
     "quadratic": Quadratic,
 }

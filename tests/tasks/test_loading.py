@@ -92,7 +92,7 @@ def test_a_package_of_the_current_directory(project: Path) -> None:
 def test_an_unknown_name_lists_the_built_in_ones_and_how_to_write_ones_own(name: str) -> None:
     message = refusal(name)
     assert repr(name) in message
-    assert "byte_gpt, fashion_mnist, layer_stack, quadratic" in message
+    assert "byte_gpt, fashion_mnist, hf_causal_lm, layer_stack, quadratic" in message
     assert "module:function" in message
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from decentral.errors import TaskError
 from decentral.tasks import ByteGPT
-from decentral.tasks.text import is_heldout
+from decentral.tasks.corpus import is_heldout
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and goes home\n"
 
