@@ -63,7 +63,7 @@ class Real(Section):
     """Who may tell a worker that its machine will be taken away; it then leaves the run between two rounds."""
     stream_bps: float = Field(default=200e6, ge=0, allow_inf_nan=False)
     """Bits per second that a worker sends, and that it receives, while it trains, so that streams do not slow its
-    steps down; 0: as many as come. Waiting for the others it is not held back."""
+    steps down; 0: as many as come. While it waits it is not held back, nor ever in what a newcomer needs."""
     shape_links: bool = False
     """Emulate the fleet's links: bytes really travel at `up_bps`, `down_bps` and `latency_s`, as they do simulated."""
 
