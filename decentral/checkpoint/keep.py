@@ -64,6 +64,7 @@ async def _take_part(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside,
     description = await aside(partial(describe, peer.id, snapshot))
     share = await desk.describe(peer.id, folder, description)
     file = await aside(partial(write_share, storage, folder, snapshot, description, share))
+    peer.have_back(snapshot)  # if something fails, a thread may still be reading it
     await desk.wrote(peer.id, folder, file)
 
 
