@@ -291,6 +291,8 @@ def profile_command(
     else:
         link = asyncio.run(profile.measure_link(peer, keys, run.patience_s))
         console.print(f"note: measured from here to {peer}; down_bps is taken to be the same: profile there to see")
+    if run.pipeline.stages > 1:
+        console.print(f"note: stages take equally long here with pipeline.cuts = {list(profile.measure_cuts(run))}")
     section = profile.fleet_section(run.fleet.size, steps, coding_bps, link)
     if write is not None:
         write.write_text(section, encoding="utf-8")

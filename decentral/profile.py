@@ -20,6 +20,7 @@ import torch
 
 from decentral.config import Run
 from decentral.errors import PeerGone, RunError
+from decentral.pipeline import measure_blocks
 from decentral.replica import TorchReplica
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers import rpc
@@ -92,6 +93,19 @@ def measure_steps(run: Run) -> StepTimes:
         steps=len(taken),
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {run.real.threads} threads",
     )
+
+
+def measure_cuts(run: Run) -> tuple[int, ...]:
+    """Return the `pipeline.cuts` with which the slowest stage is the fastest, by what blocks take here.
+
+    Raises `TaskError` and `ConfigError` for a model that cannot be cut into so many stages.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(run.real.threads)
+    task, pipeline = run.make_task(), run.pipeline.model_copy(update={"cuts": None})
+    seconds = measure_blocks(task, run.seed, run.batch_size // pipeline.microbatches, device)
+    cut = pipeline.cut(task, run.seed, run.batch_size, seconds)
+    return tuple(held[0].start for held in cut.held[1:])
 
 
 async def measure_coding(run: Run) -> float | None:

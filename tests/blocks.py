@@ -44,6 +44,24 @@ class Mirrored(Chain):
         return model
 
 
+class _Winding(nn.Linear):
+    """A linear layer that does a thousand small things besides."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        for _ in range(1000):
+            values = values + 0
+        return super().forward(values)
+
+
+class Slow(Chain):
+    """A chain whose first layer takes longer than all others together."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(
+            _Winding(self.width, self.width), *[nn.Linear(self.width, self.width) for _ in range(self.layers - 1)]
+        )
+
+
 class _Transposed(nn.Module):
     """Multiplies by the transposed weight of a layer that lies elsewhere."""
 

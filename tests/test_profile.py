@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from blocks import Slow, named
 
 from decentral import cli, profile
-from decentral.config import read_run
+from decentral.config import read_run, validated
 from decentral.errors import ConfigError, RunError
 from decentral.sim.simulate import simulate
 from decentral.workers.pace import Pace
@@ -119,3 +120,11 @@ def test_coding_is_the_rules_codec_and_takes_no_time_where_there_is_none() -> No
     assert fast is not None
     assert slow is not None
     assert fast > slow
+
+
+def test_stages_are_cut_by_what_blocks_take() -> None:
+    """The first of six layers takes far longer than its operations count."""
+    table = {"task": named(Slow, layers=6), "fleet": {"workers": [{"count": 2}]}, "pipeline": {"stages": 2}}
+    run = validated({**table, "batch_size": 4, "steps": 100, "rule": {"name": "local_sgd", "period": 1}}, "test")
+    assert run.pipeline.cut(run.make_task(), run.seed, 4).of(0) == [0, 1, 2]
+    assert profile.measure_cuts(run) == (1,)

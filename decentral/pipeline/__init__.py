@@ -2,6 +2,7 @@
 
 from decentral.pipeline.cut import Block, Cut, cut_of, survey
 from decentral.pipeline.line import Line
+from decentral.pipeline.measure import measure_blocks
 from decentral.pipeline.orders import ORDERS, Timetable, planned, timetable
 from decentral.pipeline.paths import Action, Ground, Hop, Path, Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, CheckFreePlus, Copy, FromStart, Neighbour, Recovery, Redundant
@@ -36,6 +37,7 @@ __all__ = [
     "Timetable",
     "TorchStage",
     "cut_of",
+    "measure_blocks",
     "placed",
     "planned",
     "survey",

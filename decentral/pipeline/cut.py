@@ -289,16 +289,20 @@ def cut_of(
     *,
     head: Literal["last", "first"] = "last",
     alike: bool = False,
+    seconds: Sequence[float] | None = None,
 ) -> Cut:
     """Return how the task's model is cut into `stages`, for microbatches of so many samples.
 
     At `cuts`; or so that all stages have as many of the trunk's blocks if they are to be `alike`; or where the slowest
-    stage is the fastest. `head`: which stage has the blocks behind the trunk. The same on every worker, for nothing is
-    measured. Raises `TaskError` for a model that cannot be cut and `ConfigError` for stages that it has not.
+    stage is the fastest: by counted operations, so that it is the same on every worker, or by the `seconds` that each
+    block takes. `head`: which stage has the blocks behind the trunk. Raises `TaskError` for a model that cannot be cut
+    and `ConfigError` for stages that it has not.
     """
     with META:
         model = initial_model(task, seed)
     blocks = survey(task, model, samples)
+    if seconds is not None:
+        blocks = [replace(block, cost=taken) for block, taken in zip(blocks, seconds, strict=True)]
     able = sum(1 for block in blocks if block.parameters)
     if stages > able:
         raise ConfigError(f"pipeline.stages: {stages}, but the model has only {able} blocks with parameters")

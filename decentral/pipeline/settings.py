@@ -57,8 +57,11 @@ class Pipeline(Section):
         """The paths that are taken."""
         return self.paths or (Swapped() if self.recovery.mirrors else Straight())
 
-    def cut(self, task: Task, seed: int, batch_size: int) -> Cut:
-        """Return where the task's model is cut; raises as `cut_of`, and `ConfigError` if `paths` cannot lead there."""
+    def cut(self, task: Task, seed: int, batch_size: int, seconds: Sequence[float] | None = None) -> Cut:
+        """Return where the task's model is cut, by the `seconds` of its blocks if these are known.
+
+        Raises as `cut_of`, and `ConfigError` if `paths` cannot lead there.
+        """
         cut = cut_of(
             task,
             seed,
@@ -67,6 +70,7 @@ class Pipeline(Section):
             self.cuts,
             head=self.head,
             alike=self.ways.mirrors,
+            seconds=seconds,
         )
         if self.stages > 1:
             self.ways.check_cut(cut)
