@@ -172,6 +172,17 @@ def test_head_and_embedding_may_be_one_stages_and_have_one_weight(paths: str) ->
         simulate(with_pipeline(run, head="last"))
 
 
+def test_a_stage_that_does_not_fit_its_device_is_refused_and_smaller_ones_are_not() -> None:
+    """96 GiB of parameters with gradients and AdamW's means: 24 for each of four stages, 12 for each of eight."""
+    task = {"name": "byte_gpt", "width": 8192, "depth": 8, "heads": 8, "context": 16}
+    fleet = {"workers": [{"count": 4, "device": "T4", "step_time_s": 1.0}]}
+    fields = {"task": task, "steps": 1, "evaluate_every": 0, "rule": {"name": "local_sgd", "period": 1}}
+    with pytest.raises(ConfigError, match=r"fleet.workers: worker 0 is a T4 with 16 GiB, and needs \d+\.\d GiB"):
+        simulate(run_of(4, fleet=fleet, **fields), timing_only=True)
+    eight = {"workers": [{"count": 8, "device": "T4", "step_time_s": 1.0}]}
+    assert simulate(run_of(8, fleet=eight, **fields), timing_only=True).samples() == 4
+
+
 def test_times_alone_are_those_of_real_training() -> None:
     run = run_of(3, 2, replicas=2, evaluate_every=0)
     assert simulate(run, timing_only=True).seconds == simulate(run).seconds
