@@ -141,6 +141,17 @@ def test_a_stage_that_another_replica_holds_is_copied(rule: str) -> None:
         assert {record.members for record in ends} == {(stage, STAGES + stage) for stage in range(STAGES)}
 
 
+@pytest.mark.parametrize("rule", ["ddp", "diloco", "noloco"])
+def test_replicas_that_share_their_microbatches_wait_together_for_a_lost_stage(rule: str) -> None:
+    pipeline = {"stages": STAGES, "microbatches": 2, "paths": "permuted"}
+    quiet = simulate(run_of(settings(rule), replicas=2, pipeline=pipeline))
+    outcome = simulate(run_of(settings(rule), replicas=2, lost={2: (CRASH_S, BACK_S)}, pipeline=pipeline))
+    assert rebuilt(outcome) == []  # the other replica has it
+    assert steps_done(outcome) == Counter(dict.fromkeys(range(2 * STAGES), STEPS))
+    assert outcome.seconds - quiet.seconds == pytest.approx(BACK_S - CRASH_S, abs=0.3)
+    assert outcome.after["loss"] == pytest.approx(quiet.after["loss"], rel=0.05)
+
+
 def test_a_stage_that_all_replicas_have_lost_is_rebuilt_in_each() -> None:
     lost = {1: (CRASH_S, BACK_S), STAGES + 1: (CRASH_S, BACK_S + 0.5)}
     outcome = simulate(run_of(settings("diloco"), replicas=2, lost=lost))
