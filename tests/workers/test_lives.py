@@ -143,9 +143,17 @@ def test_a_run_that_has_lost_all_its_workers_goes_on_from_its_newest_checkpoint(
         assert steps == list(range(10, 301, 10))
 
 
-def test_a_worker_that_is_told_in_time_goes_between_two_rounds() -> None:
-    run = validated({**run_of().to_fields(), "leases": True}, "told")
-    outcome = train(run, on_record=Killer("worker-1", 5, signal.SIGTERM))
+def test_a_worker_that_is_told_in_time_goes_between_two_rounds(tmp_path: Path) -> None:
+    """The run stands still in its midst until it has been told."""
+    tell, gate = Killer("worker-1", 5, signal.SIGTERM), tmp_path / "open"
+
+    def see(record: Record) -> None:
+        tell(record)
+        if tell.has_struck:
+            gate.touch()
+
+    run = validated({**run_of(gate=str(gate), at=600).to_fields(), "leases": True}, "told")
+    outcome = train(run, on_record=see)
     assert all_equal(outcome)
     reasons = {left.worker: left.reason for left in outcome.left()}
     assert reasons == {0: "finished", 1: "preempted", 2: "finished"}
