@@ -242,8 +242,8 @@ class Peer:
         self._stopped = False
         self._budget = steps
         self._evaluate_every = evaluate_every
-        self.next_evaluation = 0
-        self._evaluated = False
+        self.next_evaluation = 0  # the local step at which it is due, if it is ours to do
+        self.has_evaluated = False
         self.id = worker
         self.seed = seed
         self._crowd = crowd or Crowd(members)
@@ -827,7 +827,7 @@ class Peer:
             records=self.records,
             inner_steps=self._replica.inner_steps,
             next_evaluation=self.next_evaluation,
-            evaluated=self._evaluated,
+            evaluated=self.has_evaluated,
             own_slots=tuple(sorted(self._own_slots)),
             **self.meter.accounts(),
         )
@@ -892,7 +892,7 @@ class Peer:
         self._began = self._loop.time() - life.time_s
         self.samples = life.samples
         self._replica.set_inner_steps(life.inner_steps)
-        self.next_evaluation, self._evaluated = life.next_evaluation, life.evaluated
+        self.next_evaluation, self.has_evaluated = life.next_evaluation, life.evaluated
         self._own_slots = set(life.own_slots)
         self.meter.go_on(life.seconds, life.sent_bytes, life.received_bytes, life.messages_sent)
         self._measured_s = self.meter.seconds["compute"]
@@ -1072,8 +1072,8 @@ class Peer:
 
         The lowest member does it; at the end only the one that did it before, not who becomes lowest as others leave.
         """
-        if self._evaluated if last else self._evaluation_is_due:
-            self._evaluated = True
+        if self.has_evaluated if last else self._evaluation_is_due:
+            self.has_evaluated = True
             self.next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
             await self.evaluate()
 

@@ -157,11 +157,12 @@ class CheckFreePlus(CheckFree):
 
 
 class Redundant(Recovery):
-    """Every stage keeps a copy of the one behind it, the last of the first, and goes on with it as if nothing was lost.
+    """Every stage keeps a copy of the one behind it, the last of the first: a lost one goes on where it was.
 
     Each step it is sent that one's gradient and steps its copy as well: a stage's memory, and its traffic besides, for
-    recoveries without loss, of parameters and of the inner optimiser. What Bamboo (Thorpe et al., NSDI 2023) keeps by
-    computing the next stage's forward passes besides its own.
+    recoveries without loss, of parameters, of the inner optimiser and of what the rule keeps. After a round that
+    changes these the copy is sent anew when the next phase begins: who is lost before that is as before the round.
+    What Bamboo (Thorpe et al., NSDI 2023) keeps by computing the next stage's forward passes besides its own.
     """
 
     name = "redundant"

@@ -34,8 +34,8 @@ class Place(BaseModel):
 
     The local step that it does `next` (None: it has just come), and the whole gradients' norms in the one before, by
     replica; how long its own part of that gradient was, as `applied` after clipping; whether it `holds` its stage's
-    parameters. With it goes where its rule stands: local steps done, rounds by channel, and the step at which it
-    evaluates next.
+    parameters. With it goes where its rule stands: local steps done, rounds by channel, the step at which its row
+    evaluates next, and whether it has before.
     """
 
     next: NonNegativeInt | None
@@ -45,6 +45,7 @@ class Place(BaseModel):
     step: NonNegativeInt = 0
     rounds: dict[str, NonNegativeInt] = {}
     next_evaluation: NonNegativeInt = 0
+    has_evaluated: bool = False
 
 
 class Reunion:
@@ -109,8 +110,9 @@ class Reunion:
     async def _places(self, place: Place) -> dict[int, Place]:
         """Tell everybody of the party our place, and return all of theirs, by worker."""
         peer = self._peer
-        rule = {"step": peer.step, "rounds": peer.rounds_settled, "next_evaluation": peer.next_evaluation}
-        mine = signal(place.model_copy(update=rule).model_dump_json())
+        rule = {"step": peer.step, "rounds": peer.rounds_settled}
+        evaluation = {"next_evaluation": peer.next_evaluation, "has_evaluated": peer.has_evaluated}
+        mine = signal(place.model_copy(update={**rule, **evaluation}).model_dump_json())
         told = {worker for worker in self._party if worker in peer.everybody}
         places = {}
         for worker in sorted(told - {peer.id}):
@@ -146,8 +148,10 @@ class Reunion:
             except PeerGone:
                 await self._part()
                 raise
-        if mine.next is None:
-            self._peer.next_evaluation = latest.next_evaluation
+        row = [places[worker] for worker in self._grid.row(self._peer.id) if places[worker].next is not None]
+        if mine.next is None and row:  # another row may have nothing to evaluate
+            self._peer.next_evaluation = max(place.next_evaluation for place in row)
+            self._peer.has_evaluated = any(place.has_evaluated for place in row)
         self._peer.close(CHANNEL, self.losses)
         return latest
 

@@ -141,6 +141,17 @@ def test_a_stage_that_another_replica_holds_is_copied(rule: str) -> None:
         assert {record.members for record in ends} == {(stage, STAGES + stage) for stage in range(STAGES)}
 
 
+@pytest.mark.parametrize("victim", range(1, STAGES))
+def test_a_stage_lost_in_the_last_phase_takes_part_in_the_last_evaluation(victim: int) -> None:
+    quiet = simulate(run_of(settings("local_sgd")))
+    late = quiet.seconds - 0.3
+    lost = {victim: (late, late + 1.0)}
+    recovery = {"stages": STAGES, "microbatches": 2, "recovery": {"name": "redundant"}}
+    outcome = simulate(run_of(settings("local_sgd"), lost=lost, pipeline=recovery))
+    assert len(rebuilt(outcome)) == 1
+    assert [seen.step for seen in outcome.evaluations()] == [seen.step for seen in quiet.evaluations()]
+
+
 @pytest.mark.parametrize("rule", ["ddp", "diloco", "noloco"])
 def test_replicas_that_share_their_microbatches_wait_together_for_a_lost_stage(rule: str) -> None:
     pipeline = {"stages": STAGES, "microbatches": 2, "paths": "permuted"}
