@@ -125,7 +125,7 @@ class StageLosses(Churn):
 
     All who hold the stage go at once, in all replicas, and come back after `restart_s` seconds. Of an iteration of T
     seconds a stage is lost with the probability 1 - (1 - h)^(T / 3600), as in CheckFree (Blagoev et al.,
-    arXiv 2506.15461, section 5).
+    arXiv 2506.15461).
     """
 
     name: ClassVar[str] = "stage_losses"

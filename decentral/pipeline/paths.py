@@ -150,7 +150,7 @@ class Permuted(Paths):
     """Between two stages microbatches change replicas: for each, a random permutation of them says who goes where.
 
     From step to step and microbatch to microbatch another one, so replicas see each other's data and each worker as
-    many microbatches as without (NoLoCo, Kolehmainen et al., arXiv 2506.10911, section 3.2). Each row clips by
+    many microbatches as without (NoLoCo, Kolehmainen et al., arXiv 2506.10911). Each row clips by
     the norm of what has gone through it.
     """
 

@@ -140,7 +140,7 @@ class CheckFreePlus(CheckFree):
 
     On the paths `swapped` they learn each other's work; either of a pair stands in for the other, as in the paper's
     code. The blocks outside of the trunk, embedding and head, have no like: the stage beside keeps a copy of them, to
-    the bit (Blagoev et al., arXiv 2506.15461, section 4.3).
+    the bit (Blagoev et al., arXiv 2506.15461).
     """
 
     name = "checkfree_plus"

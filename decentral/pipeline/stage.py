@@ -177,7 +177,7 @@ class TorchStage(TorchReplica):
         """Begin with what `recovery` makes of the neighbours' stages, and with what another stage has `copied`.
 
         The inner optimiser is fresh, and steps at the learning rate that `recovery` says, unless there are copies of
-        all blocks and so of its state. Raises `PeerGone` if some blocks have nothing to begin with.
+        all blocks and so of its state.
         """
         model = self.cut.part(self.task, initial_model(self.task, self.seed), self.cut.of(self.stage))
         self.params.copy_(

@@ -137,7 +137,7 @@ class Alone(SyncRule):
 
 
 def test_replicas_whose_microbatches_change_places_stay_more_alike() -> None:
-    """Nothing but the paths makes them alike (NoLoCo, section 5.2: 10 to 15 % less spread)."""
+    """Nothing but the paths makes them alike (NoLoCo: 10 to 15 % less spread)."""
     run = run_of(2, 2, replicas=4, steps=100, evaluate_every=0).model_copy(update={"rule": Alone()})
 
     def spread(run: Run) -> float:
