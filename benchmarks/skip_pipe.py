@@ -140,7 +140,7 @@ def quality(seed: int) -> None:
         run = validated(
             {
                 "seed": seed,
-                "steps": 400,
+                "steps": 200,
                 "batch_size": 2 * MICROBATCHES,
                 "evaluate_every": 0,
                 "task": {"name": "byte_gpt", "width": 64, "depth": 12, "heads": 4, "context": 64},
