@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from blocks import Mirrored, named
-from sockets import Died, train_here
+from sockets import train_here
+from test_lost_stages import breaking
 from test_same_rule import assert_same_replicas
 from torch import Tensor
 
@@ -186,38 +187,9 @@ def test_both_worlds_come_to_the_same_bits_and_bytes(recovery: str) -> None:
     assert_same_replicas(train_here(run), simulate(run))
 
 
-class Stricken(LocalSGD):
-    """Has a worker die once, as it is about to compute for the n-th time."""
-
-    victim: int
-    computations: int
-
-    async def run(self, peer: Peer) -> None:
-        if peer.id == self.victim and not DIED:
-            DIED.append(peer.id)
-            peer.work = Broken(peer, self.computations).work  # type: ignore[method-assign]
-        await super().run(peer)
-
-
-DIED: list[int] = []
-
-
-class Broken:
-    def __init__(self, peer: Peer, computations: int) -> None:
-        self._work, self._left = peer.work, computations
-
-    async def work(self, kind: str, *arguments: Any) -> Any:
-        if kind == "compute":
-            self._left -= 1
-            if self._left == 0:
-                raise Died
-        return await self._work(kind, *arguments)
-
-
 @pytest.mark.parametrize("victim", [0, 1, 3])
 def test_over_sockets_copies_are_to_the_bit_too(victim: int) -> None:
-    DIED.clear()
-    run = run_of("redundant").model_copy(update={"rule": Stricken(period=5, victim=victim, computations=67)})
+    run = run_of("redundant").model_copy(update={"rule": breaking("local_sgd", {victim: 67})})
     outcome = train_here(run, lives=2)
     assert rebuilt(outcome) == [(victim, ((victim - 1) % STAGES,))]
     assert {record.reason for record in outcome.records if isinstance(record, Left)} == {"crashed", "finished"}
