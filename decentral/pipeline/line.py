@@ -14,7 +14,7 @@ from decentral.fleet import Fleet
 from decentral.peer import Peer
 from decentral.pipeline.followers import Follower, packed, unpacked
 from decentral.pipeline.orders import timetable
-from decentral.pipeline.paths import BACK, Ground, Hop, Path
+from decentral.pipeline.paths import FORWARD_SHARE, Ground, Hop, Path
 from decentral.pipeline.reunion import Lost, Place, Reunion
 from decentral.pipeline.settings import Pipeline
 from decentral.pipeline.stage import Stage, gather
@@ -26,8 +26,6 @@ CHANNEL = "pipeline"
 EVALUATION = "evaluation"
 STATE = ("state", "standing")
 """Parts of what the keeper of a copy is told of its state."""
-FORWARD_SHARE = 1 / (1 + BACK)
-"""Share of a local step's time that the forward pass takes."""
 
 
 class Line:

@@ -17,6 +17,8 @@ from decentral.replica import seed_of
 
 BACK = 2.0
 """A pass back takes so many times as long as one forward: it computes two products for each."""
+FORWARD_SHARE = 1 / (1 + BACK)
+"""Share of a local step's time that the forward pass takes."""
 
 
 class Hop(NamedTuple):

@@ -13,11 +13,8 @@ from decentral.fleet import Fleet
 from decentral.fleet.sites import Range, line_of
 from decentral.grid import Grid
 from decentral.pipeline.cut import Cut
-from decentral.pipeline.paths import BACK, Action, Ground, Hop, Path, Paths
+from decentral.pipeline.paths import BACK, FORWARD_SHARE, Action, Ground, Hop, Path, Paths
 from decentral.pipeline.skip import Costs, Schedule, place, random_skip, search
-
-FORWARD = 1 / (1 + BACK)
-"""Share of a local step's time that the forward pass takes."""
 
 
 class Skipping(Paths):
@@ -114,7 +111,8 @@ def costs_of(ground: Ground) -> Costs:
     shares = [cut.share(cut.held[stage][0]) for stage in range(cut.stages)]
     head = cut.share(cut.held[0][1]) / shares[0]
     forward = [
-        FORWARD * seconds * shares[grid.stage(worker)] / ground.microbatches for worker, seconds in enumerate(steps)
+        FORWARD_SHARE * seconds * shares[grid.stage(worker)] / ground.microbatches
+        for worker, seconds in enumerate(steps)
     ]
     nbytes = ground.codec.wire_bytes(math.prod(cut.shape(cut.held[0][0].stop)))
     links = tuple(map(tuple, link_seconds(fleet, nbytes)))
