@@ -7,7 +7,8 @@ from then until the newcomer begins its first local step that counts, for states
 newcomers take part at once (gossip), and of one whose rounds are voted on (DiLoCo), which it has to hear meanwhile.
 Beside it, in the same turn and between the same two processes: the same bytes over the workers' own transport, segment
 by segment as a state goes, and over a bare socket. A state is given between two local steps, which go on while it
-travels: they are short, but take a core from the wire.
+travels: they are short, but take a core from the wire. With `--mbps` the workers' transport holds their lines to a
+rate; the bare socket's has none then.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers.buffers import prepare_memory
 from decentral.workers.coordinator import Coordinator
 from decentral.workers.coordinator_rpc import CoordinatorServer
+from decentral.workers.pace import Pace
 from decentral.workers.rpc import Keys
 from decentral.workers.transport import Contact, Transport
 from decentral.workers.worker import Place, live
@@ -90,9 +92,10 @@ class Inbox:
         raise error
 
 
-async def _transport(inbox: Inbox, pipe: Connection, worker: int) -> Transport:
-    """Return a transport that knows the one at the pipe's other end."""
-    transport = Transport(inbox, keys=KEYS, max_packet_bytes=1 << 30, patience_s=60.0)
+async def _transport(inbox: Inbox, pipe: Connection, worker: int, bps: float) -> Transport:
+    """Return a transport that knows the one at the pipe's other end; its line carries so many bits a second."""
+    pace = Pace(up_bps=bps, down_bps=bps)
+    transport = Transport(inbox, keys=KEYS, max_packet_bytes=1 << 30, patience_s=600.0, pace=pace)
     address = await transport.start("127.0.0.1")
     pipe.send(address)
     other = await asyncio.to_thread(pipe.recv)
@@ -101,9 +104,9 @@ async def _transport(inbox: Inbox, pipe: Connection, worker: int) -> Transport:
     return transport
 
 
-async def _send(pipe: Connection, nbytes: int) -> float:
+async def _send(pipe: Connection, nbytes: int, bps: float) -> float:
     """Return the seconds that so many bytes take over the transport, until the other side has them all."""
-    transport = await _transport(Inbox(), pipe, HERE)
+    transport = await _transport(Inbox(), pipe, HERE, bps)
     packets = [
         Packet("float32", stop - start, 4 * (stop - start), torch.ones(stop - start).view(torch.uint8))
         for _, start, stop in segments_of([("", nbytes // 4)])
@@ -120,18 +123,18 @@ async def _send(pipe: Connection, nbytes: int) -> float:
     return seconds
 
 
-async def _receive(pipe: Connection, nbytes: int) -> None:
+async def _receive(pipe: Connection, nbytes: int, bps: float) -> None:
     inbox = Inbox()
     inbox.missing = nbytes
-    transport = await _transport(inbox, pipe, THERE)
+    transport = await _transport(inbox, pipe, THERE, bps)
     await inbox.done.wait()
     pipe.send(None)
     await transport.close()
 
 
-def over_the_transport(pipe: Connection, nbytes: int) -> float:
-    pipe.send(("transport", nbytes))
-    return asyncio.run(_send(pipe, nbytes))
+def over_the_transport(pipe: Connection, bps: float, nbytes: int) -> float:
+    pipe.send(("transport", (nbytes, bps)))
+    return asyncio.run(_send(pipe, nbytes, bps))
 
 
 def over_a_socket(pipe: Connection, nbytes: int) -> float:
@@ -156,8 +159,9 @@ def _take_from_socket(address: tuple[str, int], nbytes: int) -> None:
         connection.sendall(b"x")
 
 
-def run_of(rule: str, state_bytes: int) -> Run:
+def run_of(rule: str, bps: float, state_bytes: int) -> Run:
     fields, vectors = RULES[rule]
+    line = {"up_bps": bps, "down_bps": bps} if bps < math.inf else {}
     return validated(
         {
             "steps": 10**6,
@@ -167,15 +171,17 @@ def run_of(rule: str, state_bytes: int) -> Run:
             "task": {"name": "benchmarks.joining:Idle", "parameters": state_bytes // 4 // vectors},
             "inner": {"name": "adamw", "lr": 0.001},
             "rule": fields,
-            "fleet": {"workers": [{"count": 2}]},
+            "patience_s": 600.0,
+            "fleet": {"workers": [{"count": 2}], **line},
+            "real": {"shape_links": bool(line)},
         },
         "joining",
     )
 
 
-def joining(pipe: Connection, rule: str, state_bytes: int) -> float:
+def joining(pipe: Connection, rule: str, bps: float, state_bytes: int) -> float:
     """Return the seconds from when the other process's worker asks ours for its state until it trains."""
-    return asyncio.run(_join(pipe, run_of(rule, state_bytes)))
+    return asyncio.run(_join(pipe, run_of(rule, bps, state_bytes)))
 
 
 async def _join(pipe: Connection, run: Run) -> float:
@@ -218,8 +224,8 @@ def other(pipe: Connection) -> None:
     prepare_memory()
     while (told := pipe.recv()) is not None:
         match told:
-            case ("transport", nbytes):
-                asyncio.run(_receive(pipe, nbytes))
+            case ("transport", (nbytes, bps)):
+                asyncio.run(_receive(pipe, nbytes, bps))
             case ("socket", (address, nbytes)):
                 _take_from_socket(address, nbytes)
             case ("newcomer", (run, coordinator)):
@@ -230,7 +236,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 500], help="of the state, in MB")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--mbps", type=float, default=math.inf, help="what the workers' lines carry; the loopback's")
     options = parser.parse_args()
+    bps = 1e6 * options.mbps
     torch.set_num_threads(1)
     prepare_memory()
     context = multiprocessing.get_context("spawn")
@@ -238,9 +246,9 @@ def main() -> None:
     process = context.Process(target=other, args=(there,), daemon=True)
     process.start()
     cases: dict[str, Callable[[int], float]] = {
-        "bare socket": lambda nbytes: over_a_socket(pipe, nbytes),
-        "transport": lambda nbytes: over_the_transport(pipe, nbytes),
-        **{f"joins {rule}": partial(joining, pipe, rule) for rule in RULES},
+        "bare socket": partial(over_a_socket, pipe),
+        "transport": partial(over_the_transport, pipe, bps),
+        **{f"joins {rule}": partial(joining, pipe, rule, bps) for rule in RULES},
     }
     for size in options.sizes:
         found: dict[str, list[float]] = {name: [] for name in cases}

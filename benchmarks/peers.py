@@ -19,6 +19,7 @@ TORCH = ("torch==2.13.0+cpu", "--extra-index-url", "https://download.pytorch.org
 EXOGYM = os.environ.get("DECENTRAL_EXOGYM", "git+https://github.com/exo-explore/gym@9fa323c")
 PINNED = {
     "hivemind": (*TORCH, "hivemind==1.1.12", "bitsandbytes==0.50.2", "numpy==2.3.5"),
+    "torchft": (*TORCH, "torchft==0.2.0", "numpy==2.3.5"),
     "exogym": (*TORCH, "torchvision==0.28.0", EXOGYM),
 }
 PATCHES = {"exogym": ("exogym/utils.py", '"lo0"', '"lo"')}
