@@ -1,7 +1,9 @@
 """A real Ray cluster whose nodes are network namespaces with thin links, all on this machine. Needs root and iproute2.
 
 Every node has a veth pair into one bridge. `tc tbf` limits what leaves the node at its own end and what reaches it at
-the bridge's end; the head, where Ray's services, the coordinator and the driver live, is not limited.
+the bridge's end; the head, where Ray's services, the coordinator and the driver live, is not limited. Nodes hand frames
+over one by one, as they are on a real line: by default a veth takes up to 64 KiB from TCP at a time, and a short queue
+that has no room for them drops them all.
 """
 
 from __future__ import annotations
@@ -176,7 +178,7 @@ def bare_cluster(nodes: int, own: Mapping[int, Mapping[str, str]] = _NOTHING) ->
             _run("ip", "-n", head, "link", "add", port, "type", "veth", "peer", "name", "eth", "netns", space)
             _run("ip", "-n", head, "link", "set", port, "master", "bridge", "up")
             _run("ip", "-n", space, "addr", "add", f"{SUBNET}.{10 + node}/24", "dev", "eth")
-            _run("ip", "-n", space, "link", "set", "eth", "up")
+            _run("ip", "-n", space, "link", "set", "eth", "up", "gso_max_segs", "1")
             route = (f"{SUBNET}.0/24", "dev", "eth", "proto", "kernel", "scope", "link")
             _run("ip", "-n", space, "route", "replace", *route, "congctl", CONGESTION_CONTROL)
         made = Cluster(name, nodes, folder, own)
