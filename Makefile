@@ -21,7 +21,7 @@ endif
 train: $(READY)
 	$(BIN)/decentral train
 
-# One process for each core. They and the many that they start keep the bytecode that one has compiled.
+# One process for each core and one more. They and the many that they start keep the bytecode that one has compiled.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
 	$(BIN)/pytest -n logical --maxprocesses 8

@@ -106,7 +106,7 @@ async def _work(worker: int, incarnation: int, rounds: int, pipe: Connection) ->
         while pending and pending[0].first <= number:
             change = pending.pop(0)
             transport.admit(change.contacts)
-            peer.changed(change.members, set(peer.members) - set(change.members))
+            peer.changed(change.members)
 
     def told() -> None:
         try:
@@ -163,7 +163,7 @@ class Soak:
         self._newcomers: dict[int, int] = {}  # the round in which each begins
         self._lives: dict[int, Life] = {}
         self._done: set[int] = set()
-        self.kills = 0
+        self.killed: list[int] = []
 
     def run(self) -> dict[int, Life]:
         """Return the workers as they ended."""
@@ -183,7 +183,7 @@ class Soak:
                 next_kill = reached + self._interval()
             for worker in [worker for worker, when in back.items() if reached >= when]:
                 del back[worker]
-                self._lives[worker] = self._begin(worker, self.kills)
+                self._lives[worker] = self._begin(worker, len(self.killed))
                 self._tell(first=self._hear() + NOTICE + 1, newcomer=worker)  # the others went on meanwhile
             self._let_go()
         return self._lives
@@ -211,7 +211,7 @@ class Soak:
         life.process.kill()
         life.process.join()
         life.pipe.close()
-        self.kills += 1
+        self.killed.append(worker)
         self._tell(first=0)
 
     def _let_go(self) -> None:
@@ -233,7 +233,7 @@ class Soak:
 
     def _change(self, first: int) -> Change:
         contacts = {worker: life.contact for worker, life in self._lives.items()}
-        return Change(Members(self._epoch, tuple(contacts)), contacts, first)
+        return Change(Members(self._epoch, tuple(contacts), departed=tuple(self.killed)), contacts, first)
 
     def _interval(self) -> int:
         return self._random.randint(4, 10) * REPORT_EVERY
@@ -258,7 +258,7 @@ def main() -> None:
         counts = [f"{before[i]:g} -> {after[i]:g}" for i in (2, 3, 4)]
         table.add_row(str(worker), str(reports[-1][5]), f"{before[1] / 1e6:.1f}", f"{after[1] / 1e6:.1f}", *counts)
     Console().print(table)
-    print(f"{options.rounds} rounds, {soak.kills} kills, {time.monotonic() - began:.0f} s")
+    print(f"{options.rounds} rounds, {len(soak.killed)} kills, {time.monotonic() - began:.0f} s")
     if not sound:
         sys.exit("something has grown, or rounds were lost")
 

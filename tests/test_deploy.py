@@ -1,6 +1,6 @@
 """The launch files: each is read by the parser, the provider or the schema that it is for, or really run.
 
-Like the files with `ray_cluster`, this one has no other Ray beside it.
+It is handed out like the files with `ray_cluster`, for it starts Rays too.
 """
 
 from __future__ import annotations

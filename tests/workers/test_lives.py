@@ -88,18 +88,8 @@ def test_a_worker_that_is_killed_gets_another_life_and_takes_part(tmp_path: Path
     assert sum(record.samples for record in trained) < STEPS
 
 
-def test_a_coordinator_that_is_killed_comes_back_and_changes_nothing() -> None:
-    quiet, outcome = simulate(run_of()), train(run_of(), on_record=Killer("coordinator", 5))
-    assert all_equal(outcome)
-    assert outcome.params[0].equal(quiet.params[0])
-    assert [outcomes(outcome)] == [outcomes(quiet)]
-    assert [left.reason for left in outcome.left()] == ["finished"] * 3
-    for worker in range(3):  # no record is lost, and none there twice
-        steps = [record.step for record in outcome.records if isinstance(record, Trained) and record.worker == worker]
-        assert steps == list(range(10, STEPS + 1, 10))
-
-
-def test_a_coordinator_comes_back_while_nobody_can_write_checkpoints(tmp_path: Path) -> None:
+def test_a_coordinator_that_is_killed_comes_back_and_changes_nothing(tmp_path: Path) -> None:
+    """Although nobody can write checkpoints meanwhile."""
     owner, kill = tmp_path / "owner.json", Killer("coordinator", 5)
 
     def see(record: Record) -> None:
@@ -108,9 +98,17 @@ def test_a_coordinator_comes_back_while_nobody_can_write_checkpoints(tmp_path: P
             owner.mkdir()  # as good as a full disk, also to root
         kill(record)
 
+    quiet = simulate(run_of())
     outcome = train(validated({**run_of().to_fields(), "checkpoint": {"url": str(tmp_path)}}, "churn"), on_record=see)
     assert kill.has_struck
+    assert owner.is_dir()
+    assert all_equal(outcome)
+    assert outcome.params[0].equal(quiet.params[0])
+    assert [outcomes(outcome)] == [outcomes(quiet)]
     assert [left.reason for left in outcome.left()] == ["finished"] * 3
+    for worker in range(3):  # no record is lost, and none there twice
+        steps = [record.step for record in outcome.records if isinstance(record, Trained) and record.worker == worker]
+        assert steps == list(range(10, STEPS + 1, 10))
 
 
 def test_a_run_that_has_lost_all_its_workers_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import ray
 
+from decentral.checkpoint import in_thread
 from decentral.workers.notices.notice import Notice, NoticeSource
 
 EVERY_S = 2.0
@@ -30,7 +31,7 @@ class RayDrainNotices(NoticeSource):
         node = ray.get_runtime_context().get_node_id()
         while True:
             try:
-                deadline_ms = (await asyncio.to_thread(_draining_nodes)).get(node)
+                deadline_ms = (await in_thread(_draining_nodes)).get(node)
             except AttributeError:
                 return None
             except Exception:  # whatever a private function of a cluster in trouble may raise: ask again
