@@ -389,7 +389,10 @@ class Peer:
                 loss = await self.work("compute", supplied, lambda: self._replica.train(self.step, supplied))
             else:
                 loss = await self.row.train(self.step, supplied)
-            self._trained(supplied, began, loss)
+            if supplied > self.steps_left:  # `ends` was called meanwhile
+                steps = supplied = self.steps_left
+            if supplied:
+                self._trained(supplied, began, loss)
         self.miss(steps - supplied)
         await self._look_ahead()
         return steps
@@ -750,6 +753,10 @@ class Peer:
             self._record_refused()
             self.stop()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def ends(self, step: int) -> None:
+        """Who does the local steps does none from `step` on: what is under way is the last, and the budget is spent."""
+        self._budget = min(self._budget, step)
 
     def leave(self) -> None:
         """Leave the run when at rest next, about to train: the machine will be taken away soon.

@@ -62,6 +62,20 @@ class Slow(Chain):
         )
 
 
+class Noisy(Chain):
+    """A chain with dropout behind every second layer, and a loss that draws before it asks the model and after."""
+
+    def model(self) -> nn.Module:
+        noises = [nn.Dropout(0.3) if index % 2 else nn.Identity() for index in range(self.layers)]
+        layers = [(nn.Linear(self.width, self.width), nn.Tanh(), noise) for noise in noises]
+        return nn.Sequential(*[module for layer in layers for module in layer])
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        shown = torch.rand_like(batch) < 0.8
+        errors = (model(batch * shown) - batch.flip(1).tanh()).square() * (2 - shown.float())
+        return (errors * torch.rand_like(errors)).mean()
+
+
 class _Transposed(nn.Module):
     """Multiplies by the transposed weight of a layer that lies elsewhere."""
 

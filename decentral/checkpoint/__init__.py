@@ -1,7 +1,7 @@
 """Checkpoints of whole runs: sharded over the workers, written beside training, and never torn.
 
 Coordinator: `Archive`, `Desk`, `make_checkpoint`. Worker: `keep`. Going on: `newest`, `reopen`,
-`load`, `records_before`.
+`load`, `load_spans`, `records_before`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from decentral.checkpoint.keep import DeskLine, keep
 from decentral.checkpoint.make import make_checkpoint, records_before
 from decentral.checkpoint.manifest import Description, File, Manifest
 from decentral.checkpoint.settings import Checkpoints
+from decentral.checkpoint.spans import Span, load_spans
 from decentral.checkpoint.storage import Storage, StorageError
 from decentral.checkpoint.threads import in_thread
 
@@ -27,12 +28,14 @@ __all__ = [
     "File",
     "Found",
     "Manifest",
+    "Span",
     "Storage",
     "StorageError",
     "Uneven",
     "in_thread",
     "keep",
     "load",
+    "load_spans",
     "make_checkpoint",
     "newest",
     "records_before",

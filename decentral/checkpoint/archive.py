@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -145,16 +145,28 @@ def reopen(storage: Storage, folder: str) -> Found:
         raise RunError(f"{storage.url}/{folder}: {error}") from None
 
 
-def load(storage: Storage, found: Found, worker: int) -> Snapshot:
+def load(storage: Storage, found: Found, worker: int, column: Collection[int] = ()) -> Snapshot:
     """Return the worker's state, checked byte for byte.
 
     A worker that was not there gets what a newcomer would, from one of those that were: all but what is that one's own.
-    Raises `RunError` if a byte has changed since the checkpoint was found.
+    Of `column` alone, if given: those who hold the same stage of the model. Raises `RunError` if none of them was
+    there, or a byte has changed since the checkpoint was found.
     """
     described = found.manifest.workers
-    members = sorted(described)
+    members = sorted(described.keys() & column if column else described)
+    if not members:
+        raise RunError(f"{storage.url}/{found.folder}: nobody in it has worker {worker}'s stage of the model")
     source = described.get(worker) or described[members[worker % len(members)]]
-    wanted = {digest for held in source.tensors for digest in held.chunks}
+    chunks = read_chunks(storage, found, {digest for held in source.tensors for digest in held.chunks})
+    snapshot = snapshot_of(source, chunks)
+    return snapshot if worker in described else snapshot.for_another()
+
+
+def read_chunks(storage: Storage, found: Found, wanted: Collection[str]) -> dict[str, bytes]:
+    """Return the bytes of these chunks by their digests, each read once.
+
+    Raises `RunError` if a byte has changed since the checkpoint was found.
+    """
     chunks: dict[str, bytes] = {}
     try:
         for file in found.manifest.files:
@@ -163,8 +175,7 @@ def load(storage: Storage, found: Found, worker: int) -> Snapshot:
                 chunks.update(_pieces(storage, found.folder, file, pieces))
     except Torn as error:
         raise RunError(f"{storage.url}/{found.folder}: {error}; it was whole when the run began") from None
-    snapshot = snapshot_of(source, chunks)
-    return snapshot if worker in described else snapshot.for_another()
+    return chunks
 
 
 def _folders(storage: Storage) -> dict[tuple[int, str], dict[str, int]]:

@@ -52,8 +52,12 @@ class Held(_Told):
     chunks: tuple[Digest, ...]
 
     @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return self.numel * DTYPES[self.dtype].itemsize
 
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Yield the digest and the size in bytes of each chunk."""

@@ -85,6 +85,15 @@ class Fleet(Section):
         """Return the group of every worker, in their order."""
         return [group for group in self.workers for _ in range(group.count)]
 
+    def first(self, count: int) -> Fleet:
+        """Return the fleet's first workers alone, and nothing of what befalls simulated ones."""
+        groups: list[WorkerGroup] = []
+        for group in self.workers:
+            left = count - sum(each.count for each in groups)
+            if left > 0:
+                groups.append(group.model_copy(update={"count": min(left, group.count)}))
+        return self.model_copy(update={"workers": tuple(groups), "events": (), "churn": None})
+
     def sites(self) -> list[str | None]:
         """Return the site of every worker, in their order."""
         return [group.site for group in self.each()]

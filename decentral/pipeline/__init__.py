@@ -6,6 +6,7 @@ from decentral.pipeline.measure import measure_blocks
 from decentral.pipeline.orders import ORDERS, Timetable, planned, timetable
 from decentral.pipeline.paths import Action, Ground, Hop, Path, Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, CheckFreePlus, Copy, FromStart, Neighbour, Recovery, Redundant
+from decentral.pipeline.recut import Move, OldStages, moves
 from decentral.pipeline.settings import Pipeline
 from decentral.pipeline.skipping import Skipping, placed
 from decentral.pipeline.stage import PhantomStage, Stage, TorchStage
@@ -22,7 +23,9 @@ __all__ = [
     "Ground",
     "Hop",
     "Line",
+    "Move",
     "Neighbour",
+    "OldStages",
     "Path",
     "Paths",
     "Permuted",
@@ -38,6 +41,7 @@ __all__ = [
     "TorchStage",
     "cut_of",
     "measure_blocks",
+    "moves",
     "placed",
     "planned",
     "survey",

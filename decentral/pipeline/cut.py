@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from decentral.errors import ConfigError, TaskError
@@ -28,13 +29,14 @@ class Block:
 
     `cost`: floating point operations of a forward pass in matrix products and convolutions, and one for each element
     that comes out. `shapes` are those of its parameters, `takes` and `shape` those of what goes in and comes out, for
-    one microbatch.
+    one microbatch. `draws`: whether it draws random numbers, as dropout does.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     cost: float
     takes: tuple[int, ...]
     shape: tuple[int, ...]
+    draws: bool = False
 
     @property
     def parameters(self) -> int:
@@ -198,9 +200,10 @@ class Part(nn.Module):
             block.train(mode)
         return self
 
-    def forward(self, values: Tensor, run: range) -> Tensor:
-        """Return what the blocks of `run`, one after the other, make of the values."""
+    def forward(self, values: Tensor, run: range, begin: Callable[[int], None] = lambda index: None) -> Tensor:
+        """Return what the blocks of `run`, one after the other, make of the values; `begin` is told of each before."""
         for index in run:
+            begin(index)
             values = self._blocks[index](values)
         return values
 
@@ -273,11 +276,22 @@ def survey(task: Task, model: nn.Module, samples: int) -> list[Block]:
                 [each for each in block.parameters() if each.requires_grad and id(each) not in seen],
             )
             seen |= {id(parameter) for parameter in own}
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter, _Draws() as draws:  # type: ignore[no-untyped-call]
                 values = _called(block, index, values)
             shapes = tuple(tuple(parameter.shape) for parameter in own)
-            found.append(Block(shapes, counter.get_total_flops() + values.numel(), takes, tuple(values.shape)))
+            cost = counter.get_total_flops() + values.numel()
+            found.append(Block(shapes, cost, takes, tuple(values.shape), draws.any))
     return found
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether any operator draws random numbers."""
+
+    any = False
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any |= torch.Tag.nondeterministic_seeded in operator.tags
+        return operator(*args, **(kwargs or {}))
 
 
 def cut_of(

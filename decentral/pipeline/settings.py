@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -13,11 +13,13 @@ from decentral.errors import ConfigError
 from decentral.grid import Grid
 from decentral.naming import part_named
 from decentral.part import Section
-from decentral.pipeline.cut import Cut, cut_of
+from decentral.pipeline.cut import META, Cut, cut_of
 from decentral.pipeline.paths import Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, RecoveryField
 from decentral.pipeline.skipping import Skipping
 from decentral.protocols.codecs import CodecField, Float32
+from decentral.replica import initial_model
+from decentral.state import Layout, layout_of
 from decentral.task import Task
 
 PATHS: dict[str, type[Paths]] = {kind.name: kind for kind in (Straight, Swapped, Permuted, Skipping)}
@@ -30,6 +32,9 @@ class Pipeline(Section):
 
     stages: int = Field(default=1, ge=1)
     """Workers of a replica, through which its batches go one after the other; 1: each worker has the whole model."""
+    least: int | None = Field(default=None, ge=1)
+    """Fewest stages with which the run goes on by itself from its newest checkpoint when there are places for fewer
+    workers; unset: `stages`, so that it waits for workers instead."""
     microbatches: int = Field(default=1, ge=1)
     """Equal parts of a batch that follow one another through the stages."""
     order: Literal["1f1b", "gpipe"] = "1f1b"
@@ -51,6 +56,18 @@ class Pipeline(Section):
     @property
     def grid(self) -> Grid:
         return Grid(self.stages)
+
+    def with_stages(self, stages: int) -> Pipeline:
+        """Return the same with another number of stages, cut where the slowest is the fastest.
+
+        A model that is whole takes its batches whole, over no paths.
+        """
+        if stages == self.stages:
+            return self
+        update: dict[str, Any] = {"stages": stages, "cuts": None}
+        if stages == 1:
+            update |= {"microbatches": 1, "paths": None, "recovery": CheckFree()}
+        return self.model_copy(update=update)
 
     @property
     def ways(self) -> Paths:
@@ -76,6 +93,13 @@ class Pipeline(Section):
             self.ways.check_cut(cut)
         return cut
 
+    def layouts(self, task: Task, seed: int, batch_size: int) -> tuple[Layout, ...]:
+        """Return how the parameters of each stage lie in its flat vector; raises as `cut_of`."""
+        if self.stages > 1:
+            return self.cut(task, seed, batch_size).layouts
+        with META:
+            return (layout_of(initial_model(task, seed)),)
+
     def assemble(self, task: Task, seed: int, batch_size: int) -> Callable[[Sequence[Tensor]], Tensor]:
         """Return what makes the whole model's parameters `[P]` of every stage's; raises as `cut_of`."""
         return self.cut(task, seed, batch_size).assemble if self.stages > 1 else itemgetter(0)
@@ -90,6 +114,10 @@ class Pipeline(Section):
         if batch_size % self.microbatches:
             raise ConfigError(
                 f"pipeline.microbatches: {self.microbatches} do not divide a batch of {batch_size} samples equally"
+            )
+        if self.least is not None and self.least > self.stages:
+            raise ConfigError(
+                f"pipeline.least: {self.least}, but pipeline.stages is {self.stages}; take fewer, or none"
             )
         if self.stages == 1 and self.microbatches > 1:
             raise ConfigError("pipeline.microbatches: a pipeline of one stage takes its batches whole; set stages")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from decentral.errors import TaskError
+from decentral.errors import Diverged, TaskError
 from decentral.grid import Grid
 from decentral.inner import Inner
 from decentral.phantom import Phantom
@@ -20,12 +20,15 @@ from decentral.replica import (
     Replica,
     Spans,
     TorchReplica,
+    begin_draws,
     evaluate,
     initial_model,
     load_params,
-    seed_of,
 )
 from decentral.task import Task, to_device
+
+LOSS = "loss"
+"""What the task's loss draws for: the first hop asks it for what goes into the model, the last one for the loss."""
 
 
 class Copied(NamedTuple):
@@ -67,7 +70,8 @@ class Stage(Replica, Protocol):
 class TorchStage(TorchReplica):
     """A stage of a real model, held by `worker` of the grid.
 
-    Of the whole model as everybody starts it the stage's blocks are taken and the others dropped.
+    Of the whole model as everybody starts it the stage's blocks are taken and the others dropped. Every random draw
+    depends on (seed, replica, step, microbatch, block) alone.
     """
 
     def __init__(
@@ -97,6 +101,9 @@ class TorchStage(TorchReplica):
         )
         self._under_way: dict[tuple[int, int, int], tuple[Tensor | None, Tensor]] = {}  # what came in, and went out
         self._losses: list[Tensor] = []
+        self._drawing = {index for index, block in enumerate(cut.blocks) if block.draws}
+        if self._drawing:
+            self._drawing.add(len(cut.blocks))  # what the loss draws behind the model, too, is the same with any cut
         self._usual_lr = inner.lr
 
     @property
@@ -116,9 +123,8 @@ class TorchStage(TorchReplica):
         `received` is what the hop before handed over; None at the first. Returns what the next one takes, None at the
         last, which asks for the loss. Raises `TaskError` if the task raises.
         """
-        start = path.hops[place].start
-        seed = seed_of(self.seed, "microbatch", path.replica, step, path.microbatch, start)
-        torch.manual_seed(seed) if self.device.type != "cpu" else torch.default_generator.manual_seed(seed)
+        start, ends = path.hops[place].start, place in (0, len(path.hops) - 1)
+        self._begin_draws(step, path, LOSS if ends else start)
         values = None
         if received is not None:
             values = received.to(self.device).view(self.cut.shape(start)).requires_grad_()
@@ -145,12 +151,12 @@ class TorchStage(TorchReplica):
         return values.grad.view(-1)
 
     def mean_loss(self, step: int) -> float | None:
-        """Return the mean loss of the microbatches that end here, None if none do; raises `TaskError` if not finite."""
+        """Return the mean loss of the microbatches that end here, None if none do; raises `Diverged` if not finite."""
         if not self._losses:
             return None
         loss = float(torch.stack(self._losses).mean())
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise TaskError(
+            raise Diverged(
                 f"replica {self.worker}: the loss of local step {step} is {loss}; lower inner.lr, set inner.clip_norm, "
                 "or look at the batch of that step"
             )
@@ -207,15 +213,20 @@ class TorchStage(TorchReplica):
     def _through(self, step: int, path: Path, place: int, values: Tensor | None) -> Tensor:
         """Return what a hop makes of a microbatch: activations, or the loss at the last one."""
         run, last = path.hops[place].blocks, place == len(path.hops) - 1
+
+        def begin(index: int) -> None:
+            if index in self._drawing:
+                self._begin_draws(step, path, index)
+
         try:
             if values is not None and not last:
-                return self.model(values, run)  # type: ignore[no-any-return]
+                return self.model(values, run, begin)  # type: ignore[no-any-return]
             batch = to_device(self._microbatch(step, path), self.device)
             if values is None:
                 values = Inputs().of(self.task, batch)
                 if not last:
-                    return self.model(values, run)  # type: ignore[no-any-return]
-            return self.task.loss(_Rest(self.model, run, values), batch)
+                    return self.model(values, run, begin)  # type: ignore[no-any-return]
+            return self.task.loss(_Rest(self.model, run, values, begin), batch)
         except TaskError:
             raise
         except Exception as error:
@@ -223,6 +234,10 @@ class TorchStage(TorchReplica):
                 f"replica {self.worker}, stage {self.stage}: the task raised at local step {step}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def _begin_draws(self, step: int, path: Path, what: int | str) -> None:
+        """Draw for a block of a microbatch's way, or for the loss, what any other cut draws for it."""
+        begin_draws(self.device, self.seed, "microbatch", path.replica, step, path.microbatch, what)
 
     def _microbatch(self, step: int, path: Path) -> Any:
         stream, start = self._samples_of(path.replica, step)
@@ -233,12 +248,13 @@ class TorchStage(TorchReplica):
 class _Rest(nn.Module):
     """Stands for the task's model when its loss is asked for and the hops before have done their part."""
 
-    def __init__(self, model: nn.Module, run: range, values: Tensor) -> None:
+    def __init__(self, model: nn.Module, run: range, values: Tensor, begin: Callable[[int], None]) -> None:
         super().__init__()
-        self.model, self._run, self._values = model, run, values
+        self.model, self._run, self._values, self._begin = model, run, values, begin
 
     def forward(self, _inputs: Tensor) -> Tensor:
-        out: Tensor = self.model(self._values, self._run)
+        out: Tensor = self.model(self._values, self._run, self._begin)
+        self._begin(self._run.stop)
         return out
 
 

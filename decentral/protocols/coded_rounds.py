@@ -27,6 +27,7 @@ class CodedRounds(ServerRule):
 
     unaccountable = "a worker computes gradients of other workers' batches"
     needs_whole_model = "a worker computes gradients of other workers' batches"
+    needs_task = "it asks for gradients of other workers' batches"
     stragglers: int = Field(default=1, ge=0)
     """Workers that nobody waits for (s); each worker computes s + 1 gradients."""
     outer: OuterField = OuterSGD(lr=0.1)

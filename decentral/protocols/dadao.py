@@ -45,6 +45,7 @@ class DADAO(SyncRule):
     """
 
     name = "dadao"
+    needs_task = "it asks for gradients, and applies them itself"
     smoothness: float = Field(default=1.0, gt=0)
     """Largest curvature of any worker's loss (L). The defaults are those of the task 'quadratic'."""
     convexity: float = Field(default=0.1, gt=0)

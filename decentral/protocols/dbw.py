@@ -42,6 +42,7 @@ class DynamicBackupWorkers(LocalStepsRule):
     name = "dbw"
     unaccountable = "pushes that come too late are dropped"
     needs_whole_model = "who comes too late is told to begin the next step at once"
+    needs_task = "who comes too late skips local steps"
     period: FixedPeriod = 1
     lr: float = Field(default=1.0, gt=0)
     """Server learning rate (eta)."""

@@ -20,6 +20,7 @@ class DDP(AllReduceRule):
     """
 
     name = "ddp"
+    needs_task = "it asks for gradients, and applies them itself"
     common_steps = True
     buckets: CutField = Buckets()
     """Pieces in which gradients are reduced while the rest of the backward pass still runs."""

@@ -42,6 +42,7 @@ class DeMo(AllReduceRule):
     """
 
     name = "demo"
+    needs_task = "it asks for gradients, and applies them itself"
     common_steps = True
     decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the accumulated gradients (beta)."""

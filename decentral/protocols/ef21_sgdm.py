@@ -22,6 +22,7 @@ class EF21SGDM(AllReduceRule):
     """
 
     name = "ef21_sgdm"
+    needs_task = "it asks for gradients, and applies them itself"
     newcomers = "none"
     eta: float = Field(default=0.1, gt=0, le=1)
     """Share of the newest gradient in the running mean."""

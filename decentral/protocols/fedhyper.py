@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.merge import cosine, length
 from decentral.protocols.rounds import AllReduceRule
@@ -36,6 +37,7 @@ class FedHyper(AllReduceRule):
     """
 
     name = "fedhyper"
+    other_memory = "a factor of the learning rate"
     newcomers = "none"
     period: Period = Every(period=50)
     """Local steps between rounds (H)."""
@@ -45,6 +47,13 @@ class FedHyper(AllReduceRule):
     """Largest factor, and one over the smallest (gamma); unset: 3 for "outer", otherwise 10."""
     normalise: bool = True
     """Take the cosine for a product; false: the product itself, as the paper does."""
+
+    def check_own_loop(self, *, norms: bool, endless: bool) -> None:
+        super().check_own_loop(norms=norms, endless=endless)
+        if self.adapts != "outer":
+            raise ConfigError(
+                f"rule.adapts: '{self.adapts}' sets inner learning rates, which are the loop's own; take 'outer'"
+            )
 
     async def run(self, peer: Peer) -> None:
         lr = peer.inner.lr

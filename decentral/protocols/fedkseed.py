@@ -29,6 +29,7 @@ class FedKSeed(AllReduceRule):
 
     name = "fedkseed"
     needs_whole_model = "a worker looks at losses of the whole model"
+    needs_task = "it asks for losses"
     newcomers = "none"
     rests = False
     period: Period = Every(period=200)

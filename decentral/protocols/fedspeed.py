@@ -27,6 +27,7 @@ class FedSpeed(AllReduceRule):
     """
 
     name = "fedspeed"
+    needs_task = "it asks for gradients, and applies them itself"
     newcomers = "none"
     period: Period = Every(period=50)
     """Local steps between rounds (H)."""

@@ -11,6 +11,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import Codec, CodecField, Float32
 from decentral.protocols.collectives import exchange, require_dense
@@ -63,6 +64,14 @@ class Gossip(SyncRule):
         require_two(workers, self.name)
         require_dense(self.codec)
         self.topology.check(workers)
+
+    def check_other_stages(self) -> None:
+        super().check_other_stages()
+        if self.clip == "auto":
+            raise ConfigError(
+                "rule.clip: with 'auto' the usual distance is that of a stage, so stages cannot be cut anew; keep "
+                "their number and leave pipeline.least out, or give a distance"
+            )
 
     def exchanges(self) -> Exchanges:
         """What is mixed, and how much of it, takes no time."""

@@ -31,6 +31,7 @@ class JustOneByte(SyncRule):
 
     name = "just_one_byte"
     needs_whole_model = "a worker looks at losses of the whole model"
+    needs_task = "it asks for losses"
     samples: int = Field(default=30, ge=1)
     """Slopes that a worker measures in a step."""
     epsilon: float = Field(default=1e-3, gt=0)

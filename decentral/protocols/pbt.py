@@ -42,6 +42,7 @@ class PBT(AllReduceRule):
     name = "pbt"
     unaccountable = "a group that copies another one's model drops its own"
     needs_whole_model = "groups are scored by their whole models"
+    needs_task = "it asks for the held-out loss"
     newcomers = "none"
     period: EqualPeriod = Every(period=50)
     """Local steps between rounds inside a group (H)."""

@@ -28,6 +28,8 @@ from decentral.wire import FrameError
 
 NORMS_KEPT = 16
 """Folds whose median norms say what a usual norm is."""
+NORMS = "norms"
+"""The slot, one for each piece of a channel's rounds, in which they are kept."""
 NORMS_NEEDED = 3
 """With fewer norms nobody can say which of them is the absurd one."""
 
@@ -66,6 +68,21 @@ class AllReduceRule(SyncRule):
             raise ConfigError(
                 f"rule.codec: '{self.codec.spelling()}' builds on what all workers have sent before, and this fleet "
                 "brings newcomers; take another codec, such as 'int8' or 'topk'"
+            )
+
+    def check_other_stages(self) -> None:
+        """Refuse codecs and merges whose memory is of pieces of a stage, or of anything else but its parameters."""
+        super().check_other_stages()
+        remembers = type(self.codec).coder is not Codec.coder
+        if remembers and (self.pieces or not isinstance(self.codec, ErrorFeedback)):
+            raise ConfigError(
+                f"rule.codec: what '{self.codec.spelling()}' remembers cannot be cut anew with the stages of a model; "
+                "keep their number and leave pipeline.least out, or take a codec without memory, such as 'int8'"
+            )
+        if self.merge.centered and self.pieces:
+            raise ConfigError(
+                f"rule.merge: '{self.merge.spelling()}' remembers a centre for each piece, which cannot be cut anew "
+                "with the stages of a model; keep their number and leave pipeline.least out, or take 'mean'"
             )
 
     def begin(
@@ -315,7 +332,7 @@ class _Fold:
         if self._center is not None:
             self._slot("center", self._center).copy_(self._center)
         if self._medians:
-            kept = self._slot("norms", torch.zeros(NORMS_KEPT))
+            kept = self._slot(NORMS, torch.zeros(NORMS_KEPT))
             kept.copy_(torch.cat([kept, torch.tensor(self._medians)])[-NORMS_KEPT:])
 
     def _slot(self, name: str, like: Tensor) -> Tensor:
@@ -324,7 +341,7 @@ class _Fold:
     def _usual(self, contributions: list[Contribution]) -> list[Contribution]:
         per_element = max(1, contributions[0].values.numel()) ** -0.5
         norms = [float(torch.linalg.vector_norm(each.values)) * per_element for each in contributions]
-        kept = self._slot("norms", torch.zeros(NORMS_KEPT))
+        kept = self._slot(NORMS, torch.zeros(NORMS_KEPT))
         known = [*(norm for norm in kept.tolist() if norm > 0), *norms]
         of_these = statistics.median_low(norms)
         median = max(statistics.median_low(known), of_these)

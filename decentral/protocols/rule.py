@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from decentral.errors import ConfigError
 from decentral.part import Part
 from decentral.peer import Peer
-from decentral.protocols.schedule import Schedule
+from decentral.protocols.schedule import MatchedRandom, Planned, Schedule
 from decentral.state import Layout
 
 if TYPE_CHECKING:
@@ -38,6 +38,14 @@ class SyncRule(Part):
 
     needs_whole_model: ClassVar[str] = ""
     """Why each worker must have the whole model; empty: it may have a stage, and talk with those who have that too."""
+
+    needs_task: ClassVar[str] = ""
+    """Why a worker must compute more than local steps for the rule, so that it cannot run beside a training loop of the
+    user's own (`decentral.join`); empty: it counts that loop's steps, and changes parameters between them."""
+
+    other_memory: ClassVar[str] = ""
+    """What the rule remembers that has no element for each parameter, so that it cannot be cut as these are when a
+    model is cut into other stages; empty: nothing."""
 
     common_steps: ClassVar[bool] = False
     """Whether the inner optimiser takes the same steps on all workers, so that its state is everybody's."""
@@ -117,6 +125,34 @@ class SyncRule(Part):
             raise ConfigError(
                 f"pipeline.stages: the stages of a replica take the same steps, and '{period.spelling()}' fits steps "
                 "to each worker's speed; take a period of equal phases"
+            )
+
+    def check_own_loop(self, *, norms: bool, endless: bool) -> None:
+        """Refuse, with `ConfigError`, to run beside a training loop of the user's own, if the rule cannot.
+
+        `norms`: the model keeps running statistics of batch normalisation; `endless`: nobody knows how many steps the
+        loop will do.
+        """
+        if self.needs_task:
+            raise ConfigError(
+                f"rule: '{self.spelling()}' cannot run beside a training loop of your own: {self.needs_task}; take a "
+                "rule that counts local steps, such as 'diloco', 'streaming_diloco', 'local_sgd', 'noloco' or "
+                "'gossip', or describe the model as a task for `decentral train`"
+            )
+        period = getattr(self, "period", None)
+        if endless and isinstance(period, Planned | MatchedRandom):
+            raise ConfigError(
+                f"steps: missing; '{period.spelling()}' plans phases for all local steps: say how many there are, or "
+                "take a period that is a number"
+            )
+
+    def check_other_stages(self) -> None:
+        """Refuse, with `ConfigError`, models that are cut anew, if what the rule remembers cannot be cut with them."""
+        if self.other_memory:
+            raise ConfigError(
+                f"pipeline: under rule '{self.spelling()}' workers remember {self.other_memory}, so stages cannot be "
+                "cut anew; keep their number and leave pipeline.least out, or take another rule, such as 'diloco', "
+                "'noloco' or 'ddp'"
             )
 
     def exchanges(self) -> Exchanges | None:

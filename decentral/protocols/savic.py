@@ -24,6 +24,8 @@ class SAVIC(AllReduceRule):
     """
 
     name = "savic"
+    other_memory = "whether they know a scale yet"
+    needs_task = "it asks for gradients, and applies them itself"
     newcomers = "none"
     period: Period = Every(period=20)
     """Local steps between rounds (H)."""

@@ -57,6 +57,14 @@ class ServerRule(SyncRule):
                 "each worker pushes by itself; take 'error_feedback' around the codec inside"
             )
 
+    def check_own_loop(self, *, norms: bool, endless: bool) -> None:
+        super().check_own_loop(norms=norms, endless=endless)
+        if endless:
+            raise ConfigError(
+                f"steps: missing; under '{self.spelling()}' the server goes by the local steps that are left: say how "
+                "many there are, and have every loop do as many"
+            )
+
     def check_leases(self, bounded: bool) -> None:
         """Refuse also a stream that ends: the server sends workers out by the steps that they have left."""
         super().check_leases(bounded)

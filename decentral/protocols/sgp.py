@@ -37,6 +37,7 @@ class SGP(SyncRule):
 
     name = "sgp"
     rests = True
+    other_memory = "the mass that goes with their numerators"
     unaccountable = "nobody confirms that it has taken up what it was given"
     period: Period = Every(period=1)
     """Local steps between rounds (H)."""

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from decentral.errors import ConfigError
 from decentral.inner import Fraction
 from decentral.peer import Peer
 from decentral.protocols.codecs import CodecField, Float32
@@ -53,6 +54,18 @@ class SingleMerge(SyncRule):
     def check(self, workers: int) -> None:
         require_two(workers, self.name)
         require_dense(self.codec)
+
+    def check_own_loop(self, *, norms: bool, endless: bool) -> None:
+        super().check_own_loop(norms=norms, endless=endless)
+        if self.evaluate_merged:
+            raise ConfigError("rule.evaluate_merged: it takes held-out metrics, which no training loop offers; take 0")
+        if norms and self.merge_at_end:
+            raise ConfigError(
+                "rule.merge_at_end: the merged model's batch normalisation is estimated on batches, which no training "
+                "loop offers; take a model without it, or false"
+            )
+        if endless and self.window is not None:
+            raise ConfigError("steps: missing; rule.window is a share of all local steps: say how many there are")
 
     async def run(self, peer: Peer) -> None:
         while await peer.train(self.period.steps(peer)):

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import ray
+import ray.util
 
 from decentral.config import Run
 from decentral.errors import RunError
@@ -23,6 +24,12 @@ REACH_S = 10.0
 """Seconds a cluster has to answer at its address."""
 CLIENT = "ray://"
 """What the address of a cluster's client server begins with: this process then is none of the cluster's nodes."""
+
+
+def host_here() -> str:
+    """Return the address at which other nodes of the Ray cluster reach this one."""
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host
 
 
 @contextmanager

@@ -31,6 +31,8 @@ from decentral.workers.transport import Contact, Sign
 
 WATCH_S = 10.0
 """A watch that has nothing to tell is answered after so many seconds, and asked again."""
+SILENCE_S = 15.0
+"""A worker that gives no sign of life for so long (or for the run's patience, if that is longer) has stalled."""
 
 
 class Refused(Exception):
@@ -81,7 +83,8 @@ class Gone(NamedTuple):
 class Poll(TypedDict):
     """What the driver asks for again and again.
 
-    `lives` are the newest (worker, life) that have joined, `news` what has come of checkpoints.
+    `lives` are the newest (worker, life) that have joined, `news` what has come of checkpoints; `kept` is the folder of
+    the newest one that this coordinator knows of, empty if it knows of none.
     """
 
     records: list[Fields]
@@ -91,6 +94,7 @@ class Poll(TypedDict):
     members: list[int]
     gone: list[Gone]
     news: list[str]
+    kept: str
 
 
 async def _silent(address: str) -> Sign:
@@ -133,6 +137,7 @@ class Coordinator:
         self._polled = clock()
         self._gone: dict[int, Gone] = {}  # until the driver has seen to it, or the worker is back
         self._news: list[str] = []
+        self._kept = ""
         self._doing = 0  # calls in which entries are noted, one within another
         self._noted: list[Any] = []
         if ledger is not None:
@@ -290,9 +295,10 @@ class Coordinator:
         """Return when the driver has so many lines of the journal of each worker."""
         await self._reports.journalled(lines)
 
-    def tell(self, news: str) -> None:
-        """Have the driver hear this."""
+    def tell(self, news: str, kept: str = "") -> None:
+        """Have the driver hear this; `kept` is the folder of a new checkpoint."""
         self._news.append(news)
+        self._kept = kept or self._kept
 
     # -- what the driver asks ----------------------------------------------------------------------------------------
 
@@ -323,6 +329,7 @@ class Coordinator:
             "members": members,
             "gone": list(self._gone.values()),
             "news": news,
+            "kept": self._kept,
         }
 
     def status(self, run: str) -> Status:
@@ -359,9 +366,7 @@ class Coordinator:
         worker = seat.entrant.worker
         self._seats[worker] = seat
         self._gone.pop(worker, None)
-        self._reports.begin_life(
-            worker, self._resumed.lived.get(worker, 0) if self._resumed and seat.host is None else 0
-        )
+        self._reports.begin_life(worker)
 
     def _host_for(self, newcomer: int) -> int:
         """Return the member that had best let the newcomer in, itself if its row must; raises `Refused`."""
@@ -504,7 +509,8 @@ def _require_equal(first: Entrant, entrant: Entrant) -> None:
     if entrant.digest != first.digest:
         raise Refused(
             f"workers {first.worker} and {entrant.worker} start from different weights; task.model() must draw them "
-            "from torch's global generator alone, and all machines need the same version of torch"
+            "from torch's global generator alone, a script of your own must seed it before it makes its model, and all "
+            "machines need the same version of torch"
         )
 
 

@@ -14,15 +14,13 @@ from decentral.config import Run, validated
 from decentral.errors import RunError
 from decentral.leases import LeaseBook
 from decentral.workers import rpc
-from decentral.workers.coordinator import Coordinator, Poll
+from decentral.workers.cluster import host_here
+from decentral.workers.coordinator import SILENCE_S, Coordinator, Poll
 from decentral.workers.coordinator_rpc import CoordinatorServer
 from decentral.workers.ledger import Ledger, remove_stale
 from decentral.workers.resume import Resumption
 from decentral.workers.status import Status
 from decentral.workers.transport import call_worker
-
-SILENCE_S = 15.0
-"""A worker that gives no sign of life for so long (or for the run's patience, if that is longer) has stalled."""
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class CoordinatorActor:
                 await in_thread(lambda: archive.claim(resume=self._resumed is not None))
             self._keeping = asyncio.create_task(self._keep_checkpoints(run, archive, self._coordinator))
         server = CoordinatorServer(self._coordinator, keys)
-        return await server.start(rpc.host_here(), port), ray.get_runtime_context().get_node_id()
+        return await server.start(host_here(), port), ray.get_runtime_context().get_node_id()
 
     async def begin(self) -> None:
         """Begin with whoever has joined."""
@@ -126,4 +124,4 @@ class CoordinatorActor:
                 coordinator.tell(f"no checkpoints any more: {type(error).__name__}: {error}")
                 raise
             else:
-                coordinator.tell(f"checkpoint {folder} after {manifest.step} local steps")
+                coordinator.tell(f"checkpoint {folder} after {manifest.step} local steps", folder)

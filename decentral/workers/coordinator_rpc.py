@@ -60,8 +60,9 @@ class CoordinatorServer:
         )
         return address
 
-    async def stop(self) -> None:
-        await self._server.stop(grace=None)
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Take no calls any more; those that are being answered have so many seconds yet (None: none)."""
+        await self._server.stop(grace=grace_s)
 
     def _of_members(self, call: Callable[[int, Fields], Awaitable[Fields]]) -> Callable[[Fields], Awaitable[Fields]]:
         async def answer(request: Fields) -> Fields:

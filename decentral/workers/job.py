@@ -26,12 +26,13 @@ from torch import Tensor
 from decentral.config import Run
 from decentral.errors import DecentralError, RunError
 from decentral.journal import Record, record_from
+from decentral.workers.actor import SLOT, Worker
 from decentral.workers.cluster import first_line, resources
 from decentral.workers.coordinator import Poll
 from decentral.workers.coordinator_actor import CoordinatorActor
 from decentral.workers.ledger import Ledger, ledger_of
+from decentral.workers.places import Shortage, Spare, Spares, done_of
 from decentral.workers.resume import Resumption
-from decentral.workers.worker import SLOT, Worker
 
 NAMESPACE = "decentral"
 """Ray namespace of the actors; a run's are called `decentral-<run>-coordinator` and `decentral-<run>-worker-<id>`."""
@@ -50,21 +51,32 @@ log = logging.getLogger(__name__)
 
 
 class FleetLost(RunError):
-    """Every worker has died or left before one had finished."""
+    """Every worker has died or left before one had finished, or the run had better go on with so many `stages`."""
+
+    def __init__(self, message: str, stages: int | None = None) -> None:
+        super().__init__(message)
+        self.stages = stages
 
 
 @dataclass(eq=False)
 class Life:
-    """An actor that is worker `worker` for the `number`-th time; `end` is done when its life is over."""
+    """An actor that is worker `worker` for the `number`-th time.
+
+    `placed` is done when Ray has found a place for it, `end` when its life is over.
+    """
 
     worker: int
     number: int
     actor: Any
+    placed: Any
     end: Any
 
 
 class Job:
-    """One run's actors; `on_record` is handed every record as it comes, and the job keeps none."""
+    """One run's actors; `on_record` is handed every record as it comes, and the job keeps none.
+
+    A run that has fewer stages than it was meant to have looks out for places for `stages` of them.
+    """
 
     def __init__(
         self,
@@ -73,6 +85,7 @@ class Job:
         on_record: Callable[[Record], None] | None,
         heed: Callable[[], None],
         resumed: Resumption | None = None,
+        stages: int | None = None,
     ) -> None:
         self._heed = heed
         self.params: dict[int, Tensor] = {}
@@ -98,11 +111,20 @@ class Job:
         self._taken = 0
         self._unseen: deque[Record] = deque()
         self._has_begun = False
+        self._kept = ""  # the newest checkpoint
+        self._stages = stages or run.pipeline.stages
+        self._shortage = Shortage(run)
+        self._spares = Spares(
+            lambda name: self._worker_like(Spare, name).remote(), run.replicas * self._stages - run.fleet.size
+        )
 
     # -- the phases of a run -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Place all actors and wait until the run begins. Raises `RunError` if workers die or time runs out."""
+        """Place all actors and wait until the run begins.
+
+        Raises `RunError` if workers die or time runs out, and `FleetLost` if it can go on with fewer stages then.
+        """
         run, began = self._run, time.monotonic()
         self._start_coordinator()
         for worker in range(run.fleet.size):
@@ -112,7 +134,9 @@ class Job:
             now = time.monotonic()
             if poll["joined"] < self._least:
                 if now - began > run.real.start_timeout_s:
-                    raise RunError(self._too_few(poll["joined"]))
+                    stages = self._shortage.stages(self._placed) if self._resumed else None
+                    few = self._too_few(poll["joined"])
+                    raise RunError(few) if stages is None else FleetLost(few, stages)
             elif not wait_s:
                 wait_s = now - began  # so long it took them: the others have as long again
             elif now - began > 2 * wait_s:
@@ -122,7 +146,7 @@ class Job:
     def supervise(self) -> None:
         """Pass records on and fill gaps until every member has finished, left or died.
 
-        Raises what a task raised, and `FleetLost` if nobody has finished.
+        Raises what a task raised, and `FleetLost` if nobody has finished or stages are to be cut anew.
         """
         short_since: float | None = None
         while (members := self._poll()["members"]) or any(self._has_joined(life) for life in self._lives.values()):
@@ -153,6 +177,7 @@ class Job:
         """Kill every actor of the run; pass on what records there are, waiting a bounded time."""
         lives = [*self._lives.values(), *self._dying]
         try:
+            self._spares.forget()
             for life in [*lives, *self._finished.values()]:
                 ray.kill(life.actor)
             if self._coordinator is not None:
@@ -171,6 +196,12 @@ class Job:
         return self._run.real.min_workers or self._run.fleet.size
 
     @property
+    def _placed(self) -> set[int]:
+        """The workers for whom Ray has found a place."""
+        done = done_of([life.placed for life in self._lives.values()])
+        return {worker for worker, life in self._lives.items() if life.placed in done}
+
+    @property
     def _replaces(self) -> bool:
         """Whether a worker that is gone gets another life: not when the run is about to end."""
         return self._run.takes_newcomers and not self._finished
@@ -179,10 +210,16 @@ class Job:
         number = self._lived[worker]
         self._lived[worker] += 1
         name = f"worker-{worker}" + (f"-life-{number}" if number else "")
-        actor = self._actor(
-            Worker, name, num_cpus=self._run.real.threads, num_gpus=self._gpus, scheduling_strategy="SPREAD"
-        ).remote(self._run.to_table(), worker, number, self._secret, self._resumed and self._resumed.folder)
-        self._lives[worker] = Life(worker, number, actor, actor.run.remote(self._address))
+        actor = self._worker_like(Worker, name).remote(
+            self._run.to_table(), worker, number, self._secret, self._resumed and self._resumed.folder
+        )
+        placed = actor.placed.remote()  # before it runs, which it does until it ends
+        self._lives[worker] = Life(worker, number, actor, placed, actor.run.remote(self._address))
+
+    def _worker_like(self, cls: type[Any], name: str) -> Any:
+        return self._actor(
+            cls, name, num_cpus=self._run.real.threads, num_gpus=self._gpus, scheduling_strategy="SPREAD"
+        )
 
     def _attend(self) -> None:
         """Wait a moment for a life to end; settle what has ended, and give another life to who is missing."""
@@ -196,6 +233,24 @@ class Job:
             for worker in range(self._run.fleet.size):
                 if worker not in self._lives and self._bad_starts[worker] < STARTS:
                     self._place(worker)
+        if self._run.pipeline.least is not None and self._has_begun and not self._finished:
+            self._look_at_places()
+
+    def _look_at_places(self) -> None:
+        """Raise `FleetLost` if for long there have been places for fewer stages alone, or there are for more again.
+
+        In the latter case not before the next checkpoint: what was trained until then is not lost.
+        """
+        placed, size = self._placed, self._run.fleet.size
+        stages = self._shortage.lasting(placed, time.monotonic())
+        if stages is not None:
+            raise FleetLost(f"there have been places for {len(placed)} of {size} workers alone", stages)
+        if len(placed) < size:
+            self._spares.forget()  # they would take the places of workers
+            return
+        self._spares.want()
+        if self._spares.are_there(self._kept):
+            raise FleetLost(f"there are places for {self._stages} stages again", self._stages)
 
     def _settle(self, life: Life) -> None:
         """A life has ended one way or another."""
@@ -324,6 +379,7 @@ class Job:
         self._joined |= joined
         for worker, _ in joined:
             self._bad_starts[worker] = 0
+        self._kept = poll["kept"]
         self._taken += len(poll["records"])
         self._take_records([record_from(fields) for fields in poll["records"]])
         for gone in poll["gone"]:

@@ -18,10 +18,8 @@ from decentral.workers.cluster import heeding_interrupts, on_cluster
 from decentral.workers.job import FleetLost, Job
 from decentral.workers.metrics import metrics_served
 from decentral.workers.resume import Resumption, find_checkpoint
+from decentral.workers.rpc import SECRET_VARIABLE, checked_secret
 
-SECRET_VARIABLE = "DECENTRAL_SECRET"
-"""Environment variable of the driver with the run's secret; unset: a random one."""
-SECRET_LENGTH = 16
 RESTARTS = 3
 """Times that a run goes on from one checkpoint after all workers were lost, and did not come to the next."""
 
@@ -42,9 +40,10 @@ def train(
     `address` names a Ray cluster ("host:port", "ray://host:port" or "auto"); None takes the Ray this process has
     initialised, or starts a local one for the run. `on_record` sees every record as it comes. With `resumed` (see
     `workers.resume.find_checkpoint`) the run goes on from a checkpoint, and so it does from its newest one when all
-    workers are lost: `on_restart` is told the records before that, for those after it are made once more. However it
-    ends, no actor is left behind. Raises `TaskError` or `ConfigError` as a worker met it, and `RunError` when the
-    cluster cannot be had, or nobody is left and there is no checkpoint to go on from.
+    workers are lost, or the model is cut anew (`pipeline.least`): `on_restart` is told the records before that, for
+    those after it are made once more. However it ends, no actor is left behind. Raises `TaskError` or `ConfigError` as
+    a worker met it, and `RunError` when the cluster cannot be had, or nobody is left and there is no checkpoint to go
+    on from.
 
     `journal` has the records that `on_record` has seen, and those before a checkpoint, whenever somebody goes through
     it: a `RunFolder` reads them from its file. It is the outcome's `records`. None: all records are kept in memory.
@@ -52,38 +51,49 @@ def train(
     secret = _secret()
     task = run.make_task()
     before = held_out(task, run.seed)  # first: this is where missing data shows
-    assemble = run.pipeline.assemble(task, run.seed, run.batch_size)  # or the model cannot be cut
+    for stages in range(run.pipeline.least or run.pipeline.stages, run.pipeline.stages + 1):
+        run.pipeline.with_stages(stages).assemble(task, run.seed, run.batch_size)  # or the model cannot be cut
     if journal is None:
         kept = _Kept(resumed.records if resumed else (), on_record, on_restart)
         journal, on_record, on_restart = kept.records, kept.see, kept.go_back
     with heeding_interrupts() as heed, metrics_served(run.real, on_record) as see, on_cluster(run, address):
-        job = _to_the_end(run, lambda since: Job(run, secret, see, heed, since), journal, resumed, on_restart)
+
+        def begin(now: Run, since: Resumption | None) -> Job:
+            return Job(now, secret, see, heed, since, run.pipeline.stages)
+
+        ended, job = _to_the_end(run, begin, journal, resumed, on_restart)
     outcome = Outcome(journal, _seconds(journal), job.params, job.slots, before)
-    outcome.grid, outcome.assemble = run.pipeline.grid, assemble
+    outcome.grid = ended.pipeline.grid
+    outcome.assemble = ended.pipeline.assemble(task, run.seed, run.batch_size)
     outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
 
 
 def _to_the_end(
     run: Run,
-    begin: Callable[[Resumption | None], Job],
+    begin: Callable[[Run, Resumption | None], Job],
     journal: Iterable[Record],
     resumed: Resumption | None,
     on_restart: Callable[[Iterable[Record]], None] | None,
-) -> Job:
-    """Return the job that has come to the run's end: a fleet that is lost whole goes on from the newest checkpoint."""
-    restarts = Counter[str]()
+) -> tuple[Run, Job]:
+    """Return the run as it has come to its end, and the job.
+
+    A fleet that is lost whole goes on from the newest checkpoint. So does one that had better have fewer stages, or
+    more again: with as many as there are places for.
+    """
+    whole, restarts = run, Counter[str]()
     while True:
-        job = begin(resumed)
+        job = begin(run, resumed)
         try:
             job.start()
             job.supervise()
             job.collect()
-            return job
+            return run, job
         except FleetLost as error:
             lost = error
         finally:
             job.end()
+        run = run if lost.stages is None else whole.with_stages(lost.stages)
         try:
             resumed = find_checkpoint(run, journal)
         except (ConfigError, StorageError) as error:
@@ -91,7 +101,8 @@ def _to_the_end(
         restarts[resumed.folder] += 1
         if restarts[resumed.folder] > RESTARTS:
             raise lost
-        log.warning("%s; the run goes on from checkpoint %s", lost, resumed.folder)
+        anew = "" if lost.stages is None else f", cut into {lost.stages} stages"
+        log.warning("%s; the run goes on from checkpoint %s%s", lost, resumed.folder, anew)
         if on_restart is not None:
             on_restart(resumed.records)
 
@@ -130,9 +141,4 @@ def _secret() -> str:
     secret = os.environ.get(SECRET_VARIABLE)
     if secret is None:
         return secrets.token_hex(32)
-    if len(secret) < SECRET_LENGTH or not all("!" <= letter <= "~" for letter in secret):
-        raise ConfigError(
-            f"{SECRET_VARIABLE}: the run's secret must be at least {SECRET_LENGTH} printable ASCII characters without "
-            "spaces, such as `openssl rand -hex 32` makes; unset the variable to have a random one"
-        )
-    return secret
+    return checked_secret(secret, "unset the variable to have a random one")

@@ -32,10 +32,10 @@ class Reports:
         self._known: Counter[int] = Counter()  # records of each worker's present life
         self._lives: defaultdict[int, _Life] = defaultdict(_Life)
 
-    def begin_life(self, worker: int, lines: int) -> None:
-        """The worker reports from the beginning; so many lines of the journal are of the life that goes on."""
+    def begin_life(self, worker: int) -> None:
+        """The worker reports from the beginning."""
         self._known[worker] = 0
-        self.lines_before[worker] = self.lines[worker] - lines
+        self.lines_before[worker] = self.lines[worker]
 
     def unknown(self, worker: int, first: int, records: Sequence[Fields]) -> Sequence[Fields]:
         """Return which of these records, the worker's `first`-th and following, have not been reported before."""

@@ -1,32 +1,33 @@
-"""Going on with a run from its newest checkpoint."""
+"""Going on with a run from its newest checkpoint, with the stages that it had or with others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
-from decentral.checkpoint import Storage, load, newest, records_before, reopen
+from decentral.checkpoint import Description, Found, Storage, load, newest, records_before, reopen
 from decentral.config import Run
 from decentral.coverage import coverage
 from decentral.errors import ConfigError
-from decentral.journal import Anew, Record
+from decentral.journal import Anew, Left, Record
+from decentral.pipeline import OldStages, Pipeline
+from decentral.replica import Replica
 from decentral.snapshot import Snapshot
 
 
 class Resumption(NamedTuple):
     """A checkpoint to go on from, and what a coordinator has to know of it.
 
-    `records` are those of the journal that were made before it: they are read from there each time. By worker, `lines`
-    says how many these are, and `lived` how many of them belong to the life that goes on. It was taken `time_s` seconds
-    into the run. `leases` is the state of the book of samples, if they are leased. `passed_over` tells why newer
-    checkpoints are not taken.
+    `records` are those of the journal that come before it: they are read from there each time. `lines` says how many
+    these are, by worker. It was taken `time_s` seconds into the run. `leases` is the state of the book of samples, if
+    they are leased. `passed_over` tells why newer checkpoints are not taken.
     """
 
     folder: str
     records: Iterable[Record]
     lines: Mapping[int, int]
-    lived: Mapping[int, int]
     time_s: float
     leases: Mapping[str, Any] | None
     passed_over: Mapping[str, str]
@@ -35,7 +36,8 @@ class Resumption(NamedTuple):
 def find_checkpoint(run: Run, journal: Iterable[Record]) -> Resumption:
     """Return where to go on with a run that has left this journal, which can be gone through again and again.
 
-    Raises `ConfigError` if there is no checkpoint.
+    If the model was cut otherwise, whoever was there leaves there and then: workers are other parts of it from now on.
+    Raises `ConfigError` if there is no checkpoint, or it cannot be cut anew.
     """
     if not run.checkpoint.url:
         raise ConfigError("checkpoint.url: this run has kept no checkpoints; there is nothing to go on from")
@@ -43,7 +45,14 @@ def find_checkpoint(run: Run, journal: Iterable[Record]) -> Resumption:
     if found is None:
         raise ConfigError(f"checkpoint.url: there is no whole checkpoint at {run.checkpoint.url}")
     manifest = found.manifest
-    records = Anew(partial(records_before, manifest, journal))
+    records, lines = Anew(partial(records_before, manifest, journal)), dict(manifest.journal)
+    stages = _other_stages(run, found)
+    if stages is not None:
+        run.rule.check_other_stages()
+        stages.vectors()  # or something is kept that cannot be cut
+        left = list(_left(stages.workers, f"cut anew, {len(stages.layouts)} to {run.pipeline.stages} stages"))
+        records = Anew(lambda: chain(records_before(manifest, journal), left))
+        lines.update({record.worker: lines.get(record.worker, 0) + 1 for record in left})
     leases = None
     if run.leases:
         proved = coverage(records)
@@ -51,15 +60,50 @@ def find_checkpoint(run: Run, journal: Iterable[Record]) -> Resumption:
     return Resumption(
         found.folder,
         records,
-        manifest.journal,
-        {worker: description.life.records for worker, description in manifest.workers.items()},
+        lines,
         max(description.life.time_s for description in manifest.workers.values()),
         leases,
         found.passed_over,
     )
 
 
-def state_of(run: Run, folder: str, worker: int) -> Snapshot:
-    """Return the worker's state in that checkpoint. Raises `RunError` if it is not whole any more."""
+def state_of(run: Run, folder: str, worker: int, replica: Replica) -> Snapshot:
+    """Return what the worker, which trains that replica or stage, begins with in that checkpoint.
+
+    Raises `RunError` if it is not whole any more.
+    """
     storage = Storage(run.checkpoint.url)
-    return load(storage, reopen(storage, folder), worker)
+    found, grid = reopen(storage, folder), run.pipeline.grid
+    stages = _other_stages(run, found)
+    if stages is None:
+        return load(storage, found, worker, grid.column(worker, max(found.manifest.workers) + 1))
+    return stages.stage_of(storage, found, grid.replica(worker), replica.layout, replica.buffers())
+
+
+def _other_stages(run: Run, found: Found) -> OldStages | None:
+    """Return the stages of the checkpoint, None if they are those of the run."""
+    table = found.manifest.run
+    old = Pipeline.model_validate(table.get("pipeline", {}))
+    if old.stages == run.pipeline.stages == 1:
+        return None
+    task = run.make_task()
+    layouts = old.layouts(task, run.seed, table.get("batch_size", run.batch_size))
+    if layouts == run.pipeline.layouts(task, run.seed, run.batch_size):
+        return None
+    return OldStages(layouts, found.manifest.workers)
+
+
+def _left(workers: Mapping[int, Description], reason: str) -> Iterator[Left]:
+    """Yield the last records of workers that were there when a checkpoint was taken."""
+    for worker, described in sorted(workers.items()):
+        life = described.life
+        yield Left(
+            time_s=life.time_s,
+            worker=worker,
+            reason=reason,
+            step=described.step,
+            seconds=dict(life.seconds),
+            sent_bytes=life.sent_bytes,
+            received_bytes=life.received_bytes,
+            messages_sent=life.messages_sent,
+        )

@@ -11,13 +11,15 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-import ray.util
 
-from decentral.errors import RunError
+from decentral.errors import ConfigError, RunError
 from decentral.workers import certs
 
 SECRET_KEY = "decentral-secret"
 """Metadata key under which every call carries the run secret."""
+SECRET_VARIABLE = "DECENTRAL_SECRET"
+"""Environment variable with the run's secret, where somebody is asked for it."""
+SECRET_LENGTH = 16
 
 SERVER_OPTIONS = (("grpc.so_reuseport", 0),)  # otherwise two runs could share a port, and each other's calls
 CHANNEL_OPTIONS = (
@@ -120,7 +122,11 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def host_here() -> str:
-    """Return the address at which other nodes of the Ray cluster reach this one."""
-    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return host
+def checked_secret(secret: str, instead: str) -> str:
+    """Return the user's own secret; raises `ConfigError`, which says what to do `instead` and does not quote it."""
+    if len(secret) < SECRET_LENGTH or not all("!" <= letter <= "~" for letter in secret):
+        raise ConfigError(
+            f"{SECRET_VARIABLE}: the run's secret must be at least {SECRET_LENGTH} printable ASCII characters without "
+            f"spaces, such as `openssl rand -hex 32` makes; {instead}"
+        )
+    return secret

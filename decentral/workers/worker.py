@@ -1,26 +1,24 @@
-"""One worker of a real run, as the Ray actor that `launch` makes of it."""
+"""One worker of a real run: it joins, trains and leaves. It knows nothing of Ray."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Protocol
 
-import ray
-import safetensors.torch
 import torch
 
 from decentral.checkpoint import Storage, in_thread, keep
-from decentral.config import Run, validated
+from decentral.config import Run
 from decentral.members import Members
 from decentral.offload import OffloadedReplica
 from decentral.peer import PREEMPTED, Peer
 from decentral.pipeline import Line, TorchStage
 from decentral.protocols.protection import Guard
-from decentral.replica import TorchReplica
+from decentral.replica import Replica, TorchReplica
 from decentral.workers import rpc
-from decentral.workers.buffers import prepare_memory
 from decentral.workers.coordinator import Entrant
 from decentral.workers.coordinator_rpc import CoordinatorClient, RemoteDesk
 from decentral.workers.notices import sources_named
@@ -29,53 +27,13 @@ from decentral.workers.resume import state_of
 from decentral.workers.transport import Transport
 from decentral.workers.world import Inbox, RealWorld
 
-SLOT = "slot."
-"""Prefix of the rule's buffers among the tensors of a result."""
-
-
-class Worker:
-    """Trains one replica. `table` is the run file's contents; `life` counts the actors of worker `worker`.
-
-    Who is there when a run goes on from a checkpoint begins with its state in the folder `resumed`.
-
-    No method may be a coroutine: Ray would then run all of them on an event loop of its own.
-    """
-
-    def __init__(self, table: dict[str, Any], worker: int, life: int, secret: str, resumed: str | None = None) -> None:
-        self._resumed = resumed
-        self._table, self._worker, self._life, self._secret = table, worker, life, secret
-        self._peer: Peer | None = None
-
-    def run(self, coordinator: str) -> str:
-        """Join at the coordinator's address, train, leave; return why the worker left.
-
-        Raises `TaskError`, `ConfigError` or `RunError` as the driver shall see it.
-        """
-        prepare_memory()
-        run = validated(self._table, "run")
-        torch.set_num_threads(run.real.threads)
-        place = Place(
-            coordinator,
-            rpc.Keys.here(self._secret, run.real.certificates),
-            host=rpc.host_here(),
-            device=torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
-            resumed=self._resumed,
-        )
-        self._peer, reason = asyncio.run(live(run, self._worker, self._life, place))
-        return reason
-
-    def result(self) -> bytes:
-        """Return the trained state as safetensors: `params` and `slot.<name>`, each `[P]` float32."""
-        assert self._peer is not None
-        tensors = {"params": self._peer.params, **{SLOT + name: slot for name, slot in self._peer.slots.items()}}
-        return safetensors.torch.save({name: tensor.detach().cpu() for name, tensor in tensors.items()})
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a worker finds itself: the coordinator's address, its keys, the host it listens on, its device.
 
-    `resumed` is the folder of the checkpoint that the run goes on from.
+    `resumed` is the folder of the checkpoint that the run goes on from. `supervised`: somebody sees when it fails, and
+    tells the others.
     """
 
     coordinator: str
@@ -83,21 +41,39 @@ class Place:
     host: str
     device: torch.device
     resumed: str | None = None
+    supervised: bool = True
 
 
-async def live(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, str]:
-    """Join the run, train, leave; return the peer as it ended and why it left. Raises as `Worker.run` does.
+class Model(Replica, Protocol):
+    """What a worker trains, and how long getting its batches has taken so far."""
 
-    A newcomer whose host goes before it takes part asks somebody else to let it in.
+    loading_s: float
+
+
+async def live(
+    run: Run,
+    worker: int,
+    life: int,
+    place: Place,
+    model: Callable[[], Model] | None = None,
+    meet: Callable[[Peer], None] = lambda _peer: None,
+) -> tuple[Peer, str]:
+    """Join the run, train, leave; return the peer as it ended and why it left.
+
+    A newcomer whose host goes before it takes part asks somebody else to let it in. `model` makes what is trained, with
+    the initial weights each time (None: the run file's task says it), and `meet` is told of each peer before it begins.
+    Raises `TaskError`, `ConfigError` or `RunError`.
     """
     while True:
-        peer, reason = await _live_once(run, worker, life, place)
+        replica = _replica(run, worker, place.device) if model is None else model()
+        peer, reason = await _live_once(run, worker, life, place, replica, meet)
         if reason in ("finished", PREEMPTED) or peer.guide is None:
             return peer, reason
 
 
-async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Peer, str]:
-    replica = _replica(run, worker, place.device)
+async def _live_once(
+    run: Run, worker: int, life: int, place: Place, replica: Model, meet: Callable[[Peer], None]
+) -> tuple[Peer, str]:
     stage = replica if isinstance(replica, TorchStage) else None
     run.rule.check_layout(replica.layout)
     inbox = Inbox()
@@ -110,7 +86,7 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
     )
     client = CoordinatorClient(place.coordinator, worker, place.keys)
     absence_s = run.real.start_timeout_s
-    saved = None if place.resumed is None else await in_thread(partial(state_of, run, place.resumed, worker))
+    saved = None if place.resumed is None else await in_thread(partial(state_of, run, place.resumed, worker, replica))
     try:
         address = await transport.start(place.host)
         stage_number = run.pipeline.grid.stage(worker)
@@ -145,8 +121,11 @@ async def _live_once(run: Run, worker: int, life: int, place: Place) -> tuple[Pe
         if run.checkpoint.url:
             desk, storage = RemoteDesk(client, world.hand_in), Storage(run.checkpoint.url)
             peer.spawn(keep(peer, desk, storage, in_thread, run.checkpoint.writing_s))
+        meet(peer)
         notices = sources_named(run.real.notices)
-        return peer, await world.live(peer, run.rule, welcome, notices=notices, absence_s=absence_s)
+        return peer, await world.live(
+            peer, run.rule, welcome, notices=notices, absence_s=absence_s, supervised=place.supervised
+        )
     finally:
         await transport.close()
         await client.close()

@@ -69,13 +69,22 @@ class RealWorld:
     # -- the life of a worker ----------------------------------------------------------------------------------------
 
     async def live(
-        self, peer: Peer, rule: SyncRule, welcome: Welcome, *, notices: Sequence[NoticeSource] = (), absence_s: float
+        self,
+        peer: Peer,
+        rule: SyncRule,
+        welcome: Welcome,
+        *,
+        notices: Sequence[NoticeSource] = (),
+        absence_s: float,
+        supervised: bool = True,
     ) -> str:
         """Run the rule to its end, or until one of the `notices` says that the machine goes, and leave the run.
 
         Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end. Raises what
-        the task, the rule or what goes on beside it raised, and `RunError` when the coordinator is lost.
+        the task, the rule or what goes on beside it raised, and `RunError` when the coordinator is lost. Who is not
+        `supervised` leaves the run before that, for nobody else would tell the others.
         """
+        failure: Exception | None = None
         self._peer = peer
         self._transport.lookout = self
         self._contacts = welcome.contacts
@@ -96,6 +105,10 @@ class RealWorld:
                 if not self._must_go:
                     raise
                 reason = PREEMPTED
+            except Exception as error:
+                if supervised or isinstance(error, RunError):
+                    raise
+                failure, reason = error, f"failed: {type(error).__name__}"
             with suppress(asyncio.TimeoutError):  # a machine that goes does not wait for slow lines
                 await asyncio.wait_for(self._transport.drained(), GOING_S / 2 if self._must_go else None)
             for task in beside:
@@ -111,6 +124,8 @@ class RealWorld:
             with suppress(Exception):  # when the worker fails, its records tell how it came to that
                 await self.hand_in()
         await self._coordinator.leave(self._reported, self._unreported, reason == "finished", absence_s)
+        if failure is not None:
+            raise failure
         return reason
 
     def _heed(self, main: asyncio.Task[None], notice: Notice) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from decentral.config import Run, validated
 from decentral.journal import Record
 from decentral.peer import Peer
+from decentral.pipeline import Line, TorchStage
 from decentral.protocols import SyncRule
 from decentral.sim.clock import VirtualLoop
 from decentral.sim.durations import fleet_of
@@ -39,7 +40,8 @@ def live(run: Run, *, restored: Mapping[int, Snapshot] | None = None, beside: Be
     lives, task = Lives(), run.make_task()
     with computed(run.model_copy(update={"sim": run.sim.model_copy(update={"processes": 1})}), task) as replicas:
         loop = VirtualLoop()
-        world = SimWorld(loop, fleet_of(run, task, replicas[0].layout.size), run.seed, lives.records.append)
+        fleet, grid = fleet_of(run, task, replicas[0].layout.size), run.pipeline.grid
+        world = SimWorld(loop, fleet, run.seed, lives.records.append, grid=grid)
 
         def make(worker: int) -> Peer:
             peer = Peer(
@@ -55,9 +57,12 @@ def live(run: Run, *, restored: Mapping[int, Snapshot] | None = None, beside: Be
                 crowd=world.crowd,
                 cohort=world.cohort,
                 began_s=0.0,
+                column=grid.column(worker, run.fleet.size),
             )
             if restored:
                 peer.restore(restored[worker])
+            if isinstance(stage := replicas[worker], TorchStage):
+                peer.row = Line(peer, stage, run.pipeline, fleet)
             lives.peers[worker] = peer
             return peer
 

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from blocks import Chain, Forgetful, Odd, TwoInputs, Unsaid
+from blocks import Chain, Forgetful, Noisy, Odd, TwoInputs, Unsaid
 from torch import nn
 
 from decentral.errors import ConfigError, TaskError
@@ -54,6 +54,10 @@ def test_a_block_costs_its_products_and_what_comes_out() -> None:
         (8 * 8 + 8, 2 * 4 * 8 * 8 + 4 * 8, (4, 8)),
         (0, 4 * 8, (4, 8)),
     ]
+
+
+def test_it_is_known_which_blocks_draw() -> None:
+    assert [block.draws for block in cut(Noisy(layers=4), 2).blocks] == [False] * 5 + [True] + [False] * 5 + [True]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from decentral.workers import rpc
 from decentral.workers.coordinator import Coordinator, Entrant, Gone
 from decentral.workers.coordinator_rpc import SERVICE, CoordinatorClient, CoordinatorServer
 from decentral.workers.ledger import Ledger
+from decentral.workers.resume import Resumption
 from decentral.workers.transport import Contact, Sign
 
 SECRET = "0123456789abcdef"
@@ -579,6 +580,19 @@ def test_nonsense_is_refused_and_the_server_goes_on() -> None:
             assert here.coordinator.poll(0)["records"] == []
             await here.clients[0].report(0, [joined(0)])
             assert len(here.coordinator.poll(0)["records"]) == 1
+
+    run(main())
+
+
+def test_lines_of_the_journal_before_a_checkpoint_are_before_the_lives_that_go_on_from_it() -> None:
+    """The next checkpoint adds what these have recorded since: its cut lies behind all of them."""
+
+    async def main() -> None:
+        resumed = Resumption("00000001-a", (), {0: 100, 1: 70}, 5.0, None, {})
+        async with served(2, resumed=resumed) as here:
+            await here.join_all()
+            await here.clients[0].report(0, [joined(0)])
+            assert here.coordinator.lines_before == {0: 100, 1: 70}
 
     run(main())
 

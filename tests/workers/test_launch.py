@@ -27,7 +27,6 @@ from decentral.journal import Joined, Left, Metered, Record, Synced, Trained
 from decentral.workers import cluster
 from decentral.workers.job import NAMESPACE, too_few_left
 from decentral.workers.launch import train
-from decentral.workers.rpc import host_here
 
 FAULTY = "tests.workers.faulty_tasks:Faulty"
 
@@ -124,6 +123,7 @@ def test_survivors_of_a_sigkill_go_on_and_stay_bit_identical(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("clean")
 def test_a_frozen_worker_is_taken_for_dead(tmp_path: Path) -> None:
+    """Its neighbour notices, while it has steps to do; the coordinator would, much later."""
     records: list[Record] = []
 
     def see(record: Record) -> None:
@@ -131,7 +131,7 @@ def test_a_frozen_worker_is_taken_for_dead(tmp_path: Path) -> None:
         if isinstance(record, Synced) and record.worker == 1 and record.round == 1:
             os.kill(pid_of(tmp_path, 1), signal.SIGSTOP)
 
-    run = run_of("hangs", at=7, workers=2, pids=str(tmp_path))
+    run = run_of("hangs", at=7, workers=2, steps=50, pids=str(tmp_path))
     outcome = train(run.model_copy(update={"patience_s": 2.0}), on_record=see)
     assert [(left.worker, left.reason) for left in outcome.left()] == [(0, "finished"), (1, "stalled")]
     assert outcome.left()[0].step == run.steps
@@ -185,12 +185,12 @@ def test_an_interrupt_leaves_no_actor_and_loses_no_record() -> None:
 @pytest.mark.usefixtures("clean")
 def test_an_interrupt_that_a_finaliser_has_swallowed_ends_the_run_all_the_same() -> None:
     def see(record: Record) -> None:
-        if isinstance(record, Synced):
+        if isinstance(record, Trained):
             with suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(run_of(steps=2000), on_record=see)
+        train(run_of("hangs", at=12, worker=0, workers=1), on_record=see)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -261,7 +261,7 @@ def session_of(leader: int) -> list[str]:
 
 @pytest.mark.usefixtures("clean")
 def test_a_port_in_use_is_named() -> None:
-    with socket.create_server((host_here(), 0)) as taken:
+    with socket.create_server((cluster.host_here(), 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match=rf"port {port} .*real\.port"):
             train(run_of(real={"port": port}))

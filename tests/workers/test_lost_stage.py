@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import ray.exceptions
+import torch
 from blocks import Chain
 from test_lives import pid_of
 
 from decentral.config import Run, validated
-from decentral.journal import Rebuilt, Record, Trained
+from decentral.journal import Joined, Rebuilt, Record, Trained
+from decentral.report.summary import summarize
 from decentral.sim.simulate import simulate
 from decentral.workers.launch import train
+from decentral.workers.places import Spare, Spares
+from decentral.workers.status import Tally
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 STEPS = 160
@@ -82,3 +90,69 @@ def test_two_stages_beside_each_other_go_on_from_the_newest_checkpoint(tmp_path:
     assert len(restarts) == 1
     assert outcome.merged().equal(simulate(run_of()).merged())
     assert [left.reason for left in outcome.left()] == ["finished"] * 3
+
+
+def test_a_lost_place_is_gone_on_without_and_taken_again_when_it_is_back(tmp_path: Path) -> None:
+    """Of four CPUs others have one, and get the one of a worker that is killed; then they let go of it."""
+    other = ray.remote(Spare).options(num_cpus=1)
+    settled = other.remote()
+    ray.get(settled.placed.remote())
+    kept, waiting, killed, joined = tmp_path / "kept", list[Any](), list[int](), Counter[int]()
+
+    def see(record: Record) -> None:
+        joined[record.worker] += isinstance(record, Joined)
+        if not waiting:  # all are there: the next place is for the other
+            waiting.append(other.remote())
+        if isinstance(record, Trained) and not killed and list(kept.glob("*/manifest.json")):
+            killed.append(pid_of("worker-1"))
+            os.kill(killed[0], signal.SIGKILL)
+        if isinstance(record, Trained) and joined[0] == 2:
+            ray.kill(waiting[0])
+
+    fields: dict[str, Any] = {"steps": 100, "rule": {"name": "diloco", "period": 5}}
+    quiet = simulate(run_of(**fields))
+    fields |= {"pipeline": {"stages": 3, "least": 2, "microbatches": 2}, "patience_s": 1.0}
+    fields |= {"checkpoint": {"url": str(kept), "every_s": 0.2}, "fleet": {"workers": [{"count": 3, "speed": 0.03}]}}
+    run = run_of(**fields)
+    outcome = train(run, on_record=see)
+    ray.kill(settled)
+    ends = {left.reason: left.worker for left in outcome.left()}
+    assert ends == {
+        "cut anew, 3 to 2 stages": 2,
+        "cut anew, 2 to 3 stages": 1,
+        "finished": 2,
+    }
+    outcome.verify()
+    losses = [record.loss for record in outcome.records if isinstance(record, Trained) and record.loss is not None]
+    expected = [record.loss for record in quiet.records if isinstance(record, Trained) and record.loss is not None]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(outcome.merged(), quiet.merged(), rtol=0, atol=1e-5)
+    assert outcome.samples() == quiet.samples()
+    assert len(summarize(run, run.make_task(), outcome)["workers"]) == 8
+    status = Tally()
+    for record in outcome.records:
+        status.see(record)
+    assert [worker["state"] for worker in status.status("a run")["workers"]] == ["finished"] * 3
+
+
+def test_places_count_that_were_there_before_a_checkpoint_and_still_are() -> None:
+    actors = []
+
+    def ask(_name: str) -> Any:
+        actors.append(ray.remote(Spare).options(num_cpus=1).remote())
+        return actors[-1]
+
+    spares = Spares(ask, 2)
+    assert not spares.are_there("first")
+    spares.want()
+    spares.want()
+    ray.get([actor.placed.remote() for actor in actors])
+    assert [spares.are_there(kept) for kept in ("first", "first", "second")] == [False, False, True]
+    ray.kill(actors[0])
+    with suppress(ray.exceptions.RayActorError):
+        while True:  # until its death is known
+            ray.get(actors[0].placed.remote())
+    assert not spares.are_there("third")
+    spares.want()
+    assert len(actors) == 4
+    spares.forget()

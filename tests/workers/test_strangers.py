@@ -27,6 +27,7 @@ from decentral.members import Ballot, Members
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers import rpc
 from decentral.workers.certs import CA, CERTIFICATE, KEY, Authority, Certificates, issue
+from decentral.workers.cluster import host_here
 from decentral.workers.coordinator import Coordinator, Entrant
 from decentral.workers.coordinator_rpc import CoordinatorClient, CoordinatorServer
 from decentral.workers.launch import SECRET_VARIABLE, train
@@ -183,6 +184,7 @@ async def all_refused(house: House, keys: Keys, strangers: dict[str, tuple[Any, 
         "members": [],
         "gone": [],
         "news": [],
+        "kept": "",
     }
     for door in house.doors:
         async with rpc.dial(door.address, keys) as channel:
@@ -317,7 +319,7 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
 ) -> None:
     """A run over TLS by the command line, that goes well or ends in an error: its files, words, processes and logs."""
     secret = "a-secret-of-" + fault + "-the-users-own"
-    with socket.create_server((rpc.host_here(), 0)) as free:
+    with socket.create_server((host_here(), 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv(SECRET_VARIABLE, secret)
     (tmp_path / "run.toml").write_text(RUN_FILE.format(certificates=held.folder, port=port, fault=fault))
@@ -333,7 +335,7 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
         see(view, record)
 
     async def answer_to(keys: Keys) -> str:
-        client = CoordinatorClient(rpc.address_of(rpc.host_here(), port), 9, keys)
+        client = CoordinatorClient(rpc.address_of(host_here(), port), 9, keys)
         with pytest.raises(RunError) as refused:
             await client.report(0, [])
         await client.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Chain, TiedEnds, named
+from blocks import Chain, Noisy, TiedEnds, named
 from cases import CASES, Case
 from sockets import train_here
 from test_same_rule import assert_same_replicas
@@ -60,6 +60,16 @@ def test_a_pipeline_trains_as_the_whole_model_does(stages: int, task: dict[str, 
             merged.append(simulate(run.model_copy(update={"pipeline": pipeline})).merged())
         assert torch.allclose(merged[0], whole, rtol=0, atol=1e-5)
         assert merged[0].equal(merged[1])
+
+
+def test_random_draws_are_the_same_with_any_cut() -> None:
+    """Of blocks, wherever they are, and of the loss, of which two stages ask for a part each."""
+    task = named(Noisy, layers=6)
+    merged = [simulate(run_of(stages, 2, task=task, steps=100)).merged() for stages in (2, 3, 4, 6)]
+    for other in merged[1:]:
+        assert torch.allclose(other, merged[0], rtol=0, atol=1e-5)
+    another = simulate(run_of(2, 2, task=task, steps=100, seed=1)).merged()
+    assert not torch.allclose(another, merged[0], rtol=0, atol=1e-2)
 
 
 def test_the_first_forward_pass_is_that_of_the_whole_model_to_the_bit() -> None:

@@ -9,6 +9,7 @@ for source in sources:
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 
 from decentral.errors import ConfigError
@@ -18,14 +19,20 @@ from decentral.workers.notices.azure import AzureNotices
 from decentral.workers.notices.gcp import GcpNotices
 from decentral.workers.notices.metadata import METADATA_URL
 from decentral.workers.notices.notice import Notice, NoticeSource, first_notice, listen
-from decentral.workers.notices.ray_drain import RayDrainNotices
 from decentral.workers.notices.sigterm import SigtermNotices
 
 __all__ = ["SOURCES", "Notice", "NoticeSource", "first_notice", "listen", "sources_named"]
 
+
+def _ray_drain(_url: str) -> NoticeSource:
+    module = importlib.import_module("decentral.workers.notices.ray_drain")  # Ray need not be on the machine
+    source: NoticeSource = module.RayDrainNotices()
+    return source
+
+
 SOURCES: Mapping[str, Callable[[str], NoticeSource]] = {
     "sigterm": lambda _url: SigtermNotices(),
-    "ray": lambda _url: RayDrainNotices(),
+    "ray": _ray_drain,
     "aws": AwsNotices,
     "aws-rebalance": AwsRebalanceNotices,
     "gcp": GcpNotices,
