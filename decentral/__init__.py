@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from decentral.config import Run, read_run
+    from decentral.embedded.join import join
     from decentral.errors import ConfigError, DecentralError, PeerGone, RunError, TaskError
     from decentral.outcome import Outcome
     from decentral.part import Part
@@ -38,6 +39,7 @@ __all__ = [
     "agreed_mean",
     "all_gather",
     "exchange",
+    "join",
     "read_run",
     "simulate",
     "train",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "config": ("Run", "read_run"),
+    "embedded.join": ("join",),
     "errors": ("ConfigError", "DecentralError", "PeerGone", "RunError", "TaskError"),
     "outcome": ("Outcome",),
     "part": ("Part",),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from decentral.errors import ConfigError, TaskError
+from decentral.errors import ConfigError, Diverged, TaskError
 from decentral.inner import Inner
 from decentral.phantom import Phantom
 from decentral.state import Layout, bind, layout_of
@@ -47,8 +47,9 @@ class Replica(Protocol):
     grads: Tensor
     layout: Layout
     batch_size: int
-    inner: Inner
 
+    @property
+    def inner(self) -> Inner: ...
     def inner_state(self, name: str) -> Tensor: ...
     @property
     def inner_steps(self) -> int: ...
@@ -100,6 +101,14 @@ def initial_model(task: Task, seed: int) -> nn.Module:
     return model
 
 
+def begin_draws(device: torch.device, *parts: object) -> None:
+    """Have torch's random numbers on the device depend on all parts, from here on, and on nothing else."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed_of(*parts))  # the general call formats a stack for each accelerator
+    else:
+        torch.manual_seed(seed_of(*parts))
+
+
 class TorchReplica:
     """A model whose parameters are views of `params` `[P]`, its gradients of `grads` `[P]`, both float32.
 
@@ -135,9 +144,7 @@ class TorchReplica:
         """Seconds that getting batches has taken so far."""
         self._leases: list[tuple[int, int]] = []  # (first local step, first sample), ascending
         self._readiness = _Readiness(self.model, self.layout)
-        self._norms = [
-            module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-        ]
+        self._norms = norms_of(self.model)
 
     def inner_state(self, name: str) -> Tensor:
         """Return a live part of the inner optimiser's state, `[P]` where the model is; zeros before the first step."""
@@ -205,7 +212,7 @@ class TorchReplica:
         """Nothing begins before it is asked for."""
 
     def train(self, step: int, steps: int) -> float:
-        """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `TaskError` if it is not finite."""
+        """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `Diverged` if it is not finite."""
         losses = []
         for at in range(step, step + steps):
             losses.append(self._gradient(at))
@@ -213,7 +220,7 @@ class TorchReplica:
         values = torch.stack(losses)
         if not bool(torch.isfinite(values).all()):
             first = int((~torch.isfinite(values)).nonzero()[0])
-            raise TaskError(
+            raise Diverged(
                 f"worker {self.worker}: the loss of local step {step + first} is {values[first].item()}; "
                 "lower inner.lr, set inner.clip_norm, or look at the batch of that step"
             )
@@ -233,7 +240,7 @@ class TorchReplica:
         with self._readiness.watch(fragments, ready):
             loss = float(self._gradient(step, worker))
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise TaskError(f"worker {self.worker}: the loss of local step {step} is {loss}")
+            raise Diverged(f"worker {self.worker}: the loss of local step {step} is {loss}")
         return loss
 
     def update(self, step: int, norm: float | None = None) -> None:
@@ -251,16 +258,11 @@ class TorchReplica:
 
     def statistics(self) -> Tensor:
         """Return the running means of all batch normalisations, then their running variances: `[S]` float32, a copy."""
-        means, variances = self._running()
-        return torch.cat([*means, *variances]).cpu() if means else torch.empty(0)
+        return statistics_of(self._norms)
 
     def set_statistics(self, values: Tensor) -> None:
         """Take over what `statistics` returned, here or elsewhere. Counters of batches stay what they are."""
-        means, variances = self._running()
-        place = 0
-        for buffer in [*means, *variances]:
-            buffer.copy_(values[place : place + buffer.numel()])
-            place += buffer.numel()
+        set_statistics_of(self._norms, values)
 
     def estimate_statistics(self, step: int, batches: int) -> None:
         """Replace the running statistics by their means over the last `batches` batches before `step`.
@@ -295,12 +297,6 @@ class TorchReplica:
                 return 0, start + (step - since) * self.batch_size
         return worker, step * self.batch_size
 
-    def _running(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the live running means and variances of the batch normalisations, in the order of the model."""
-        return [norm.get_buffer("running_mean") for norm in self._norms], [
-            norm.get_buffer("running_var") for norm in self._norms
-        ]
-
     def _gradient(self, step: int, worker: int | None = None) -> Tensor:
         self._model_grads.zero_()
         loss = self._forward(step, worker)
@@ -309,11 +305,7 @@ class TorchReplica:
 
     def _forward(self, step: int, worker: int | None = None) -> Tensor:
         worker = self.worker if worker is None else worker
-        seed = seed_of(self.seed, "step", worker, step)
-        if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # the general call below formats a stack for each accelerator
-        else:
-            torch.manual_seed(seed)
+        begin_draws(self.device, self.seed, "step", worker, step)
         try:
             stream, start = self._samples_of(worker, step)
             began = time.perf_counter()
@@ -326,6 +318,29 @@ class TorchReplica:
             raise TaskError(
                 f"worker {self.worker}: the task raised at local step {step}: {type(error).__name__}: {error}"
             ) from error
+
+
+def norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch normalisations of the model that keep running statistics, in its order."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def statistics_of(norms: Sequence[_BatchNorm]) -> Tensor:
+    """Return their running means, then their running variances: `[S]` float32, a copy; empty if there are none."""
+    running = _running(norms)
+    return torch.cat(running).cpu() if running else torch.empty(0)
+
+
+def set_statistics_of(norms: Sequence[_BatchNorm], values: Tensor) -> None:
+    """Have them take over what `statistics_of` returned. Counters of batches stay what they are."""
+    place = 0
+    for buffer in _running(norms):
+        buffer.copy_(values[place : place + buffer.numel()])
+        place += buffer.numel()
+
+
+def _running(norms: Sequence[_BatchNorm]) -> list[Tensor]:
+    return [norm.get_buffer(name) for name in ("running_mean", "running_var") for norm in norms]
 
 
 def evaluate(task: Task, model: nn.Module) -> dict[str, float]:

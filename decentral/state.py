@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,20 +97,25 @@ def layout_of(model: nn.Module) -> Layout:
     Raises `TaskError` when there are none, or when one is not float32: merging happens in float32, and mixed precision
     is autocast's business.
     """
-    entries: list[Entry] = []
-    place = 0
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in trainable.items():
         if parameter.dtype != torch.float32:
             raise TaskError(
                 f"task.model(): parameter '{name}' is {parameter.dtype}; trainable parameters must be torch.float32 "
                 "(use torch.autocast inside the model for mixed precision)"
             )
-        entries.append(Entry(name, tuple(parameter.shape), place, place + math.prod(parameter.shape)))
-        place = entries[-1].stop
-    if place == 0:
+    if not trainable:
         raise TaskError("task.model(): the model has no trainable parameters")
+    return laid_out({name: tuple(parameter.shape) for name, parameter in trainable.items()})
+
+
+def laid_out(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Return the layout of parameters of these names and shapes, at least one, in their order."""
+    entries: list[Entry] = []
+    place = 0
+    for name, shape in shapes.items():
+        entries.append(Entry(name, shape, place, place + math.prod(shape)))
+        place = entries[-1].stop
     return Layout(tuple(entries))
 
 
