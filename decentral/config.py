@@ -80,7 +80,10 @@ class Run(Section):
     """Everything that defines a run; the same file trains, simulates and compares."""
 
     seed: int = Field(default=0, ge=0)
-    """Seed of the initial weights, the batches and every random choice."""
+    """Seed of the initial weights, of what local steps draw (dropout) and of every random choice of rule and fleet.
+
+    Training samples are the task's: those that come with decentral choose them by `task.sample_seed`.
+    """
     steps: int = Field(default=300, ge=1)
     """Local steps of every worker."""
     batch_size: int = Field(default=8, ge=1)
@@ -119,7 +122,8 @@ class Run(Section):
     sim: Sim = Sim()
     """How simulations are computed."""
     compare: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """For `decentral compare`: a table of fields for each rule that needs its own."""
+    """For `decentral compare`: a table of fields for each rule that needs its own. With `rule` among them the table's
+    name is another name for that rule, so that one rule may be compared under several settings."""
 
     @property
     def replicas(self) -> int:
@@ -156,6 +160,13 @@ class Run(Section):
             device=device,
         )
 
+    def with_stages(self, stages: int) -> Run:
+        """Return this run, its replicas cut into so many stages and no more workers than these need."""
+        fleet = self.fleet if stages == self.pipeline.stages else self.fleet.first(self.replicas * stages)
+        least = self.real.min_workers and min(self.real.min_workers, fleet.size)
+        real = self.real.model_copy(update={"min_workers": least})
+        return self.model_copy(update={"pipeline": self.pipeline.with_stages(stages), "fleet": fleet, "real": real})
+
     def check(self) -> None:
         """Raise `ConfigError` for a combination of parts that cannot work."""
         self.fleet.check()
@@ -177,6 +188,9 @@ class Run(Section):
             self.rule.check_parity()
         if self.pipeline.stages > 1:
             self._check_stages()
+        least = self.pipeline.least
+        if least is not None and least < self.pipeline.stages:
+            self._check_fewer_stages(least)
         if self.leases:
             self.rule.check_leases(bounded=self.epochs is not None)
         elif self.epochs is not None:
@@ -192,6 +206,19 @@ class Run(Section):
         ):
             if not able:
                 raise ConfigError(f"{field}: not for a model that is cut into stages; leave it out, or pipeline.stages")
+
+    def _check_fewer_stages(self, least: int) -> None:
+        if not self.checkpoint.url:
+            raise ConfigError(
+                "pipeline.least: a model is cut anew at a checkpoint; set checkpoint.url, or leave it out"
+            )
+        self.rule.check_other_stages()
+        for stages in range(least, self.pipeline.stages):
+            fewer = self.with_stages(stages)
+            try:
+                fewer.model_copy(update={"pipeline": fewer.pipeline.model_copy(update={"least": None})}).check()
+            except ConfigError as error:
+                raise ConfigError(f"pipeline.least: with {stages} stages: {error}") from error
 
     def leased_samples(self, task: Task) -> int | None:
         """Return how many samples the run may lease in all; None: without end. Raises `ConfigError`.
@@ -210,23 +237,36 @@ class Run(Section):
     def with_rule(self, name: str) -> Run:
         """Return this run under another rule, with its own fields from `compare` and else what both rules share.
 
+        `name` is a rule's, or that of a table of `compare` which says whose settings it has (`rule`).
+
         Fields of the same name (period, codec, ...) are taken over from this run's rule, so that rules are compared at
         the same settings; all others keep their defaults, and so does a codec or all-reduce that belongs to the rule.
         """
+        own_fields = dict(self.compare.get(name, {}))
+        rule = own_fields.pop("rule", name)
+        if not isinstance(rule, str):
+            raise ConfigError(f"compare.{name}.rule: {rule} is not the name of a rule")
         try:
-            cls = class_named(name, RULES, SyncRule, "rule")
+            cls = class_named(rule, RULES, SyncRule, "rule")
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        fields: dict[str, Any] = {"name": name}
-        if name == self.rule.spelling():
+        fields: dict[str, Any] = {"name": rule}
+        if rule == self.rule.spelling():
             fields.update(self.rule.to_table())
         else:
             shared = {"period", "codec", "all_reduce"} & set(cls.model_fields) & set(type(self.rule).model_fields)
             usual = AllReduceRule.model_fields
             own = {field for field in shared & set(usual) if cls.model_fields[field].default != usual[field].default}
             fields.update({field: getattr(self.rule, field) for field in shared - own})
-        fields.update(self.compare.get(name, {}))
+        fields.update(own_fields)
         return validated({**self.to_fields(), "rule": fields}, f"rule '{name}'")
+
+    def changed(self, overrides: Sequence[str], where: str) -> Run:
+        """Return this run with `key=value` overrides applied. Raises `ConfigError`, which begins with `where`."""
+        table = self.to_table()
+        for override in overrides:
+            _override(table, override)
+        return validated(table, where)
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields as objects, for making a changed copy."""

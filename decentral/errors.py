@@ -20,6 +20,10 @@ class TaskError(DecentralError):
     """A task could not be loaded, raised, or gave a loss that is not finite."""
 
 
+class Diverged(TaskError):
+    """The loss of a local step is not finite."""
+
+
 class RunError(DecentralError):
     """A run that began could not go on: nobody left, the cluster unreachable, a port in use."""
 

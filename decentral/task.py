@@ -22,6 +22,9 @@ class Task(Part):
     Every worker builds its own task from the same fields, so a task must be a pure function of them: two workers that
     ask for the same batch get the same tensors. Subclass it, give it fields for whatever is configurable, and name it
     in the run file as `module:Class` (or a function that returns one).
+
+    A class with the field `sample_seed` says that this number chooses its training samples: a comparison over several
+    seeds sets it, so that each seed has samples of its own.
     """
 
     headline: ClassVar[str] = "loss"
@@ -70,6 +73,14 @@ class Task(Part):
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return held-out metrics, `"loss"` among them. The model is in eval mode and gradients are off."""
+
+    def predictions(self, model: nn.Module) -> Tensor | None:
+        """Return log-probabilities of the classes for each held-out item, [items, classes] float32.
+
+        `decentral compare` tells by them how far replicas disagree. The model is in eval mode and gradients are off.
+        None: the task does not predict classes, or does not say.
+        """
+        return None
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

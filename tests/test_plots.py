@@ -14,7 +14,8 @@ from decentral.config import Run
 from decentral.journal import Counterfactual
 from decentral.outcome import Outcome
 from decentral.protocols import PBT, SingleMerge
-from decentral.report.plots import plot_runs, runs_figure, timeline_figure
+from decentral.report.curves import curve_of
+from decentral.report.plots import Drawn, plot_runs, runs_figure, timeline_figure
 from decentral.sim.simulate import simulate
 
 
@@ -24,6 +25,10 @@ def looked() -> tuple[Run, Outcome]:
     run = cluster(SingleMerge(period=4, rate=0.5, evaluate_merged=2), 3, 24, task=NET)
     run = run.model_copy(update={"evaluate_every": 4})
     return run, simulate(run)
+
+
+def drawn(*outcomes: Outcome) -> list[Drawn]:
+    return [Drawn(curve_of(outcome, "loss"), 1000.0) for outcome in outcomes]
 
 
 def lines(axes: Axes) -> dict[str, Line2D]:
@@ -36,11 +41,11 @@ def named(axes: Axes) -> list[str]:
 
 
 def test_looks_at_the_mean_of_the_workers_are_a_line_of_their_own(looked: tuple[Run, Outcome]) -> None:
-    run, outcome = looked
+    _run, outcome = looked
     looks = [record for record in outcome.records if isinstance(record, Counterfactual)]
     assert [record.step for record in looks] == [8, 16]
     losses = [record.metrics["loss"] for record in looks]
-    figure = runs_figure({"merged once": outcome}, run, run.make_task())
+    figure = runs_figure({"merged once": drawn(outcome)}, "loss")
     by_samples, by_seconds, _bytes = figure.axes
     assert named(by_samples) == ["merged once", "merged once: mean of workers"]
     own, mean = lines(by_samples)["merged once"], lines(by_samples)["merged once: mean of workers"]
@@ -49,6 +54,21 @@ def test_looks_at_the_mean_of_the_workers_are_a_line_of_their_own(looked: tuple[
     assert mean.get_color() == own.get_color()
     assert (mean.get_marker(), mean.get_linestyle()) != (own.get_marker(), own.get_linestyle())
     assert losses in [list(line.get_ydata()) for line in by_seconds.get_lines()]
+    plt.close(figure)
+
+
+def test_seeds_of_one_name_share_its_colour_and_its_place_in_the_legend(looked: tuple[Run, Outcome]) -> None:
+    run, outcome = looked
+    other = simulate(run.model_copy(update={"seed": 1}))
+    figure = runs_figure({"merged once": drawn(outcome, other), "again": drawn(other)}, "loss")
+    by_samples, _seconds, by_bytes = figure.axes
+    assert named(by_samples) == [
+        f"{name}{means}" for name in ("merged once", "again") for means in ("", ": mean of workers")
+    ]
+    stars = [line for line in by_samples.get_lines() if line.get_marker() == "*"]
+    assert [line.get_color() for line in stars] == ["C0", "C0", "C1"]
+    assert [line.get_ydata()[0] for line in stars] == [each.after["loss"] for each in (outcome, other, other)]
+    assert len(by_bytes.patches) == 2
     plt.close(figure)
 
 
@@ -81,13 +101,13 @@ def test_a_run_without_looks_has_no_such_line(looked: tuple[Run, Outcome], tmp_p
     run = looked[0].model_copy(update={"rule": SingleMerge(period=4, rate=0.5)})
     outcome = simulate(run)
     figure, over_time = (
-        runs_figure({"once": outcome}, run, run.make_task()),
+        runs_figure({"once": drawn(outcome)}, "loss"),
         timeline_figure(outcome.records, run, run.make_task()),
     )
     assert named(figure.axes[0]) == ["once"]
     assert named(over_time.axes[0]) == []
     plt.close(figure)
     plt.close(over_time)
-    plot_runs({"once": outcome}, run, run.make_task(), tmp_path / "runs.png")
+    plot_runs({"once": drawn(outcome)}, "loss", tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     assert not plt.get_fignums()

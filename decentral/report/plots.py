@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from decentral.config import Run
-from decentral.journal import Counterfactual, Evaluated, Left, Record, Trained
-from decentral.outcome import Outcome
+from decentral.journal import Evaluated, Left, Record, Trained
+from decentral.report.curves import Curve, Point, looks_of
 from decentral.report.summary import size_text
 from decentral.task import Task
 
@@ -21,41 +24,53 @@ MEAN_MARKER = "D"
 """Marks what the mean of the workers would have been worth; circles and points mark models that are there."""
 
 
-def plot_runs(outcomes: Mapping[str, Outcome], run: Run, task: Task, path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A run in a picture: its held-out metric as it grew, and the bytes that a worker sent."""
+
+    curve: Curve
+    sent_bytes: float
+
+
+def plot_runs(runs: Mapping[str, Sequence[Drawn]], headline: str, path: Path) -> None:
     """Draw the held-out metric of runs against samples and against seconds, and their bytes, into a picture file."""
-    figure = runs_figure(outcomes, run, task)
+    figure = runs_figure(runs, headline)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def runs_figure(outcomes: Mapping[str, Outcome], run: Run, task: Task) -> Figure:
-    """Return what `plot_runs` draws; looks at the mean of the workers that nobody adopted are lines of their own."""
+def runs_figure(runs: Mapping[str, Sequence[Drawn]], headline: str) -> Figure:
+    """Return what `plot_runs` draws: a colour for each name, a line for each of its seeds, bytes of the mean seed.
+
+    Looks at the mean of the workers that nobody adopted are lines of their own.
+    """
     figure, (by_samples, by_seconds, by_bytes) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for name, outcome in outcomes.items():
-        seen = [record for record in outcome.evaluations() if record.step]  # the start would flatten all the rest
-        values = [record.metrics[task.headline] for record in seen]
-        samples = [record.step * run.batch_size * run.fleet.size for record in seen]
-        (line,) = by_samples.plot(samples, values, marker=".", label=name)
-        by_seconds.plot([record.time_s for record in seen], values, marker=".", color=line.get_color())
-        for whose, looks in _looks(outcome.records).items():
-            values = [record.metrics[task.headline] for record in looks]
-            places = [record.step * run.batch_size * run.fleet.size for record in looks]
-            style = {"linestyle": "--", "marker": MEAN_MARKER, "color": line.get_color()}
-            by_samples.plot(places, values, label=f"{name}: {whose}", **style)
-            by_seconds.plot([record.time_s for record in looks], values, **style)
-        merged = outcome.after[task.headline]
-        by_samples.plot(samples[-1:], [merged], marker="*", markersize=11, color=line.get_color())
-        by_seconds.plot([outcome.seconds], [merged], marker="*", markersize=11, color=line.get_color())
-    sent = [max((left.sent_bytes for left in outcome.left()), default=0) for outcome in outcomes.values()]
-    bars = by_bytes.barh(list(outcomes), sent, color=[f"C{index}" for index in range(len(sent))])
+    for index, (name, seeds) in enumerate(runs.items()):
+        for count, drawn in enumerate(seeds):
+            curve, usual = drawn.curve, {"color": f"C{index}", "alpha": 1.0 if len(seeds) == 1 else 0.6}
+            seen = [point for point in curve.points if point.steps]  # the start would flatten all the rest
+            label = {"label": name} if not count else {}
+            _draw(by_samples, by_seconds, seen, marker=".", **label, **usual)
+            for whose, looks in curve.looks.items():
+                label = {"label": f"{name}: {whose}"} if not count else {}
+                _draw(by_samples, by_seconds, looks, linestyle="--", marker=MEAN_MARKER, **label, **usual)
+            _draw(by_samples, by_seconds, [curve.end], marker="*", markersize=11, **usual)
+    sent = [sum(drawn.sent_bytes for drawn in seeds) / max(len(seeds), 1) for seeds in runs.values()]
+    bars = by_bytes.barh(list(runs), sent, color=[f"C{index}" for index in range(len(sent))])
     by_bytes.bar_label(bars, [size_text(nbytes) for nbytes in sent], padding=3)
     by_bytes.set(xscale="log", xlabel="bytes sent by a worker")
     by_bytes.margins(x=0.25)
     by_bytes.invert_yaxis()
-    by_samples.set(xlabel="samples (all workers)", ylabel=f"held-out {task.headline}")
+    by_samples.set(xlabel="samples (all workers)", ylabel=f"held-out {headline}")
     by_seconds.set(xlabel="seconds")
     by_samples.legend(title="first worker; star: merged")
     return figure
+
+
+def _draw(by_samples: Axes, by_seconds: Axes, points: Sequence[Point], **style: Any) -> None:
+    values = [point.value for point in points]
+    by_samples.plot([point.samples for point in points], values, **style)
+    by_seconds.plot([point.seconds for point in points], values, **{**style, "label": None})
 
 
 def plot_timeline(records: Iterable[Record], run: Run, task: Task, path: Path) -> None:
@@ -76,7 +91,7 @@ def timeline_figure(records: Iterable[Record], run: Run, task: Task) -> Figure:
         marker="o",
         label="first worker",
     )
-    for whose, looks in _looks(records).items():
+    for whose, looks in looks_of(records).items():
         values = [record.metrics[task.headline] for record in looks]
         metric.plot([record.time_s for record in looks], values, linestyle="--", marker=MEAN_MARKER, label=whose)
         metric.legend()
@@ -95,15 +110,3 @@ def timeline_figure(records: Iterable[Record], run: Run, task: Task) -> Figure:
     doing.set_title("coloured: local steps; grey: talking and waiting", fontsize=9)
     doing.invert_yaxis()
     return figure
-
-
-def _looks(records: Iterable[Record]) -> dict[str, list[Counterfactual]]:
-    """Return the looks at means of workers, one a step, by whose these were: all workers', or each group's."""
-    found: dict[int, list[Counterfactual]] = {}
-    for record in records:
-        if isinstance(record, Counterfactual):
-            looks = found.setdefault(min(record.members), [])
-            if not looks or looks[-1].step < record.step:  # all workers of a group may have looked
-                looks.append(record)
-    several = len(found) > 1
-    return {f"group of worker {first}" if several else "mean of workers": found[first] for first in sorted(found)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +56,8 @@ class ByteText(Task):
     """Chance of a file to be held out of training; it depends on the file's path inside the corpus only."""
     eval_windows: PositiveInt = 64
     """Evenly spaced held-out windows that `evaluate` reads."""
+    sample_seed: NonNegativeInt = 0
+    """Chooses the windows that are trained on."""
 
     @property
     def tokens_per_sample(self) -> int:
@@ -70,7 +72,8 @@ class ByteText(Task):
     def batch(self, worker: int, start: int, size: int) -> Tensor:
         """Return [size, context + 1] uint8; raises `TaskError` if the corpus cannot be used."""
         text = self._corpus().train
-        places = streams.integers("text", worker, start, size, below=len(text) - self.context)
+        purpose = streams.seeded("text", self.sample_seed)
+        places = streams.integers(purpose, worker, start, size, below=len(text) - self.context)
         return _windows(text, torch.from_numpy(places), self.context + 1)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
@@ -81,12 +84,21 @@ class ByteText(Task):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return `loss` (nats) and `bits_per_byte` over the same held-out windows every time."""
-        text = self._corpus().heldout
-        places = torch.linspace(0, len(text) - self.context - 1, self.eval_windows, dtype=torch.float64).long()
-        batch = to_device(_windows(text, places, self.context + 1), next(model.parameters()).device)
-        total = sum(self.loss(model, chunk).item() * len(chunk) for chunk in batch.split(_EVAL_CHUNK))
+        total = sum(self.loss(model, chunk).item() * len(chunk) for chunk in self._heldout(model))
         loss = total / self.eval_windows
         return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+
+    def predictions(self, model: nn.Module) -> Tensor:
+        """Return log-probabilities for each byte that `evaluate` predicts, [windows * context, vocabulary] float32."""
+        logits = [self.logits(model, chunk[:, :-1].long()) for chunk in self._heldout(model)]
+        return torch.cat(logits).flatten(0, 1).log_softmax(dim=-1)
+
+    def _heldout(self, model: nn.Module) -> tuple[Tensor, ...]:
+        """Return the held-out windows in chunks, each [at most 32, context + 1] uint8, where the model is."""
+        text = self._corpus().heldout
+        places = torch.linspace(0, len(text) - self.context - 1, self.eval_windows, dtype=torch.float64).long()
+        windows: Tensor = to_device(_windows(text, places, self.context + 1), next(model.parameters()).device)
+        return torch.split(windows, _EVAL_CHUNK)
 
     def _corpus(self) -> _Corpus:
         where = None if self.corpus is None else self.corpus.absolute()

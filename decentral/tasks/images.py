@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -11,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +45,8 @@ class FashionMNIST(Task):
     """Skew of the labels: worker w draws its classes with weights ~ Dirichlet(alpha); None draws from all alike."""
     eval_samples: PositiveInt = 2000
     """Evenly spaced test pictures that `evaluate` looks at; never more than there are."""
+    sample_seed: NonNegativeInt = 0
+    """Chooses the pictures that are trained on, of the classes that `dirichlet_alpha` gives a worker."""
 
     def model(self) -> nn.Module:
         """Return a new model: [B, 1, 28, 28] float32 -> [B, 10] logits."""
@@ -64,9 +67,10 @@ class FashionMNIST(Task):
         """Return (images, labels) of training pictures; raises `TaskError` if the files cannot be used."""
         pictures = _read_pictures(self.folder.absolute(), "train")
         if self.dirichlet_alpha is None:
-            chosen = streams.integers("images", worker, start, size, below=len(pictures.labels))
+            purpose = streams.seeded("images", self.sample_seed)
+            chosen = streams.integers(purpose, worker, start, size, below=len(pictures.labels))
         else:
-            chosen = _skewed(pictures, self.dirichlet_alpha, worker, start, size)
+            chosen = _skewed(pictures, self.dirichlet_alpha, self.sample_seed, worker, start, size)
         return _tensors(pictures, chosen)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -76,17 +80,26 @@ class FashionMNIST(Task):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return `loss` (nats) and `accuracy` (0 to 1) on the test set."""
+        count, loss, right = 0, 0.0, 0
+        for images, labels in self._heldout(model):
+            logits = model(images)
+            count += len(labels)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.argmax(dim=1) == labels).sum())
+        return {"loss": loss / count, "accuracy": right / count}
+
+    def predictions(self, model: nn.Module) -> Tensor:
+        """Return log-probabilities for each picture that `evaluate` looks at, [pictures, 10] float32."""
+        return torch.cat([model(images) for images, _ in self._heldout(model)]).log_softmax(dim=-1)
+
+    def _heldout(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield test pictures and labels in chunks, where the model is."""
         pictures = _read_pictures(self.folder.absolute(), "t10k")
         count = min(self.eval_samples, len(pictures.labels))
         chosen = np.arange(count) * len(pictures.labels) // count
         device = next(model.parameters()).device
-        loss, right = 0.0, 0
         for part in np.array_split(chosen, math.ceil(count / _EVAL_CHUNK)):
-            images, labels = to_device(_tensors(pictures, part), device)
-            logits = model(images)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            right += int((logits.argmax(dim=1) == labels).sum())
-        return {"loss": loss / count, "accuracy": right / count}
+            yield to_device(_tensors(pictures, part), device)
 
 
 class _Pictures(NamedTuple):
@@ -161,15 +174,16 @@ def _unpack(packed: bytes) -> bytes:
     return zlib.decompressobj(wbits=31).decompress(packed)
 
 
-def _skewed(pictures: _Pictures, alpha: float, worker: int, start: int, size: int) -> NDArray[np.int64]:
+def _skewed(pictures: _Pictures, alpha: float, seed: int, worker: int, start: int, size: int) -> NDArray[np.int64]:
     """Return [size] row numbers: first a class by the worker's weights, then any picture of that class."""
     present = np.flatnonzero(pictures.counts)
     shares = _class_weights(worker, alpha, len(present)).cumsum()
-    draws = streams.uniforms("image class", worker, start, size)
+    draws = streams.uniforms(streams.seeded("image class", seed), worker, start, size)
     # The last share may round to less than 1.
     classes = present[np.searchsorted(shares, draws, side="right").clip(max=len(present) - 1)]
     firsts = pictures.counts.cumsum() - pictures.counts
-    within = streams.hashes("image in class", worker, start, size) % pictures.counts[classes].astype(np.uint64)
+    ranks = streams.hashes(streams.seeded("image in class", seed), worker, start, size)
+    within = ranks % pictures.counts[classes].astype(np.uint64)
     chosen: NDArray[np.int64] = pictures.by_class[firsts[classes] + within.astype(np.int64)]
     return chosen
 

@@ -36,6 +36,8 @@ class Quadratic(Task):
     """Every coordinate of `x` before the first step."""
     seed: NonNegativeInt = 0
     """Chooses the centres and the noise."""
+    sample_seed: NonNegativeInt = 0
+    """Chooses the noise alone."""
     eval_workers: PositiveInt = 8
     """`evaluate` takes the mean loss over the workers `0 .. eval_workers - 1`."""
 
@@ -99,7 +101,7 @@ class Quadratic(Task):
         """Return [size, dimension] float32."""
         if self.noise == 0:
             return torch.zeros(size, self.dimension)
-        purpose = f"quadratic noise {self.seed}"
+        purpose = streams.seeded(f"quadratic noise {self.seed}", self.sample_seed)
         draws = streams.normals(purpose, worker, start * self.dimension, size * self.dimension)
         return torch.from_numpy(self.noise * draws).float().view(size, self.dimension)
 

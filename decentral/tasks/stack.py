@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from decentral.task import Task
@@ -29,6 +29,8 @@ class LayerStack(Task):
     """Parameters of all layers together, rounded so that each layer has as many; at least one a layer."""
     eval_samples: PositiveInt = 64
     """Samples that `evaluate` takes, of a worker that does not train."""
+    sample_seed: NonNegativeInt = 0
+    """Chooses the samples that are trained on."""
 
     @property
     def width(self) -> int:
@@ -46,8 +48,7 @@ class LayerStack(Task):
 
     def batch(self, worker: int, start: int, size: int) -> Tensor:
         """Return x, [size, width] float32, standard normal."""
-        draws = streams.normals("layer_stack", worker, start * self.width, size * self.width)
-        return torch.from_numpy(draws).float().view(size, self.width)
+        return self._inputs(streams.seeded("layer_stack", self.sample_seed), worker, start, size)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Return the mean squared distance from 2 x."""
@@ -56,8 +57,12 @@ class LayerStack(Task):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return `loss` on samples that nobody trains on."""
-        batch = self.batch(-1, 0, self.eval_samples).to(next(model.parameters()).device)
+        batch = self._inputs("layer_stack", -1, 0, self.eval_samples).to(next(model.parameters()).device)
         return {"loss": self.loss(model, batch).item()}
+
+    def _inputs(self, purpose: str, worker: int, start: int, size: int) -> Tensor:
+        draws = streams.normals(purpose, worker, start * self.width, size * self.width)
+        return torch.from_numpy(draws).float().view(size, self.width)
 
 
 class _Stack(nn.Module):

@@ -17,6 +17,11 @@ _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _MASK = (1 << 64) - 1
 
 
+def seeded(purpose: str, seed: int) -> str:
+    """Return the purpose under which a seed has streams of its own; those of seed 0 are the purpose's."""
+    return f"{purpose} {seed}" if seed else purpose
+
+
 def hashes(purpose: str, worker: int, start: int, size: int) -> NDArray[np.uint64]:
     """Return the numbers `start .. start + size - 1` of a worker's stream: [size] uint64, uniform over all values."""
     key = zlib.crc32(purpose.encode()) << 32 | (worker & 0xFFFFFFFF)

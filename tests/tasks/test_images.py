@@ -73,6 +73,25 @@ def test_workers_differ(folder: Path, alpha: float | None) -> None:
     assert not torch.equal(task.batch(0, 0, 64)[1], task.batch(1, 0, 64)[1])
 
 
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_a_sample_seed_draws_other_pictures_with_the_same_weights(folder: Path, alpha: float | None) -> None:
+    usual, other = (FashionMNIST(folder=folder, dirichlet_alpha=alpha, sample_seed=seed) for seed in (0, 1))
+    (images, _), (others, _) = usual.batch(0, 0, 64), other.batch(0, 0, 64)
+    assert not images.equal(others)
+    assert torch.allclose(shares(usual, 0), shares(other, 0), atol=5 * 0.5 / 4000**0.5)
+
+
+def test_predictions_are_those_that_evaluation_judges(folder: Path) -> None:
+    task = FashionMNIST(folder=folder)
+    torch.manual_seed(0)
+    model = task.model()
+    with torch.no_grad():
+        found, metrics = task.predictions(model), task.evaluate(model)
+    labels = torch.from_numpy(np.frombuffer(read(folder, "t10k-labels-idx1-ubyte"), np.uint8, offset=8).astype("int64"))
+    assert torch.nn.functional.nll_loss(found, labels).item() == pytest.approx(metrics["loss"], rel=1e-5)
+    assert (found.argmax(1) == labels).float().mean().item() == pytest.approx(metrics["accuracy"])
+
+
 def shares(task: FashionMNIST, worker: int, draws: int = 4000) -> torch.Tensor:
     labels = task.batch(worker, 0, draws)[1]
     return torch.bincount(labels, minlength=10) / len(labels)
