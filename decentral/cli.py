@@ -16,7 +16,8 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.console import Console
 
-from decentral.compare.rules import compare, comparison, comparison_table, entries_of
+from decentral.compare import compare
+from decentral.compare.files import equal_of, read_workloads, seeds_of, write_report
 from decentral.config import Run, read_run
 from decentral.errors import ConfigError, DecentralError, RunError
 from decentral.folder import RunFolder, new_folder
@@ -150,6 +151,31 @@ def timeline_command(
     Console(soft_wrap=True).print(f"timeline: {path}; open it at ui.perfetto.dev")
 
 
+@app.command(name="report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a comparison: several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file; report.html in the folder, or here for several, if unset.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Write each figure as SVG and PNG into this folder too.")
+    ] = None,
+) -> None:
+    """Write one HTML page on a run, or on several compared, from their folders."""
+    from decentral.report.page import page, read_runs, write_pictures
+
+    runs = read_runs(folders)
+    path = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    try:
+        path.write_text(page(runs), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot write the page: {error.strerror or error}") from error
+    console = Console(soft_wrap=True)
+    console.print(f"report: {path}")
+    if figures is not None:
+        console.print(f"figures: {len(write_pictures(runs, figures))} files in {figures}")
+
+
 @app.command(name="status")
 def status_command(
     folder: Watched = None, address: Cluster = "auto", run: RunName = None, as_json: Json = False
@@ -177,45 +203,69 @@ def watch_command(folder: Watched = None, address: Cluster = "auto", run: RunNam
 
 @app.command(name="compare")
 def compare_command(
-    run_file: RunFile = None,
+    run_files: Annotated[
+        list[Path] | None, typer.Argument(help="Run files (TOML), a workload each. Without one: the built-in run.")
+    ] = None,
     rules: Annotated[
-        str, typer.Option(help="Rules to compare, with commas between them.")
+        str, typer.Option(help="Rules to compare, with commas between them; the first is the baseline.")
     ] = "ddp,local_sgd,diloco,noloco,gossip",
     settings: Settings = None,
     task: TaskName = None,
-    out: Out = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many seeds from 0 on (5), or which (0,3,7). Unset: the run file's.")
+    ] = None,
+    equal: Annotated[
+        str, typer.Option(help="What all get the same amount of: samples, seconds (virtual) or bytes (sent by all).")
+    ] = "samples",
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="That amount. Unset: what the baseline takes for its local steps.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="Compare under several values of a field, e.g. --vary rule.period=10,50.")
+    ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also one worker alone, and one with each rule's outer optimiser.")
+    ] = False,
+    target: Annotated[
+        float | None, typer.Option(help="Held-out value to be reached. Unset: the baseline's median at its end.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster that does the runs: host:port, ray://host:port or auto.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the runs; what is complete there is not done again.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate several rules on the same work: a table, a picture, a run folder each, and with --json the figures."""
-    from decentral.report.plots import plot_runs  # matplotlib takes half a second to import
-
-    run = read_run(run_file, settings or (), task)
-    runs = entries_of(run, [name.strip() for name in rules.split(",") if name.strip()])
-    folder = out or new_folder(run, Path("runs"), "compare")
+    """Simulate several rules on the same work: tables, pictures, run folders, and with --json the figures."""
+    runs = read_workloads(run_files or (), settings or (), task)
+    folder = out or new_folder(next(iter(runs.values())), Path("runs"), "compare")
     console = Console(stderr=as_json)
-    task_made = run.make_task()
-    folders = {name: RunFolder(folder / name.replace(":", "."), each) for name, each in runs}
-    with ExitStack() as stack:
-        for each_folder in folders.values():
-            stack.callback(each_folder.close)
-        status = stack.enter_context(console.status(""))
-
-        def see(name: str, record: Record) -> None:
-            folders[name].write([record])
-            status.update(f"{name}: {record.time_s:.0f} virtual seconds")
-
-        entries = compare(runs, see)
-    for entry in entries:
-        folders[entry.name].finish(entry.outcome, task_made, summarize(entry.run, task_made, entry.outcome))
-    rows = comparison(entries, task_made)
-    plot_runs({entry.name: entry.outcome for entry in entries}, run, task_made, folder / "compare.png")
-    text = json.dumps(rows, indent=2)
-    (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
+    try:
+        with console.status("") as status:
+            found = compare(
+                runs,
+                [name.strip() for name in rules.split(",") if name.strip()],
+                seeds=None if seeds is None else seeds_of(seeds),
+                equal=equal_of(equal),
+                budget=budget,
+                vary=vary or (),
+                controls=controls,
+                target=target,
+                folder=folder,
+                address=address,
+                tell=status.update,
+            )
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command with --out {folder} goes on from the runs that are complete")
+        raise typer.Exit(130) from None
+    text = write_report(found, folder)
     if as_json:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text)
     else:
-        console.print(comparison_table(rows, task_made))
-        console.print(f"picture and figures: {folder}")
+        console.print(found.table())
+        console.print(f"pictures and figures: {folder}")
+        console.print(f"a page on it: decentral report {folder}", soft_wrap=True)
 
 
 @app.command()
@@ -263,6 +313,7 @@ def profile_command(
     """Measure this machine and its link: prints the [fleet] section of a run file with machines like this one."""
     from decentral import profile  # the transport is slow to import
     from decentral.workers import rpc
+    from decentral.workers.cluster import host_here
 
     run = read_run(run_file, settings or (), task)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -274,7 +325,7 @@ def profile_command(
         with suppress(KeyboardInterrupt):
             asyncio.run(
                 profile.listen(
-                    rpc.host_here(),
+                    host_here(),
                     listen_port,
                     keys,
                     run.patience_s,
@@ -361,6 +412,7 @@ def _do(
     else:
         console.print(summary_table(summary))
         console.print(f"run folder: {folder.path}")
+        console.print(f"a page on it: decentral report {folder.path}", soft_wrap=True)
     return outcome
 
 

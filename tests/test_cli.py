@@ -180,16 +180,16 @@ def test_costs_are_in_the_table_when_prices_are_known_and_in_the_summary(decentr
 def test_compare_runs_every_rule_on_the_same_work(decentral: Command, tmp_path: Path) -> None:
     rules = ["ddp", "local_sgd", "diloco", "noloco", "gossip"]
     status, out, _ = decentral("compare", *QUICK, "--rules", ",".join(rules), "--json", "--out", "cmp")
-    rows = json.loads(out)
+    rows = json.loads(out)["rows"]
     assert status == 0
     assert [row["rule"] for row in rows] == rules
     assert len({row["samples"] for row in rows}) == 1
-    assert len({row["before"]["loss"] for row in rows}) == 1
+    assert len({row["before"][0]["loss"] for row in rows}) == 1
     sent = {row["rule"]: row["bytes_sent_per_worker"] for row in rows}
     assert sent["ddp"] > 2 * sent["local_sgd"]
     assert all((tmp_path / "cmp" / rule / "journal.jsonl").exists() for rule in rules)
     assert (tmp_path / "cmp" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "cmp" / "compare.json").read_text()) == rows
+    assert (tmp_path / "cmp" / "comparison.json").read_text() == out
 
 
 def test_compare_prints_a_table(decentral: Command) -> None:
@@ -272,6 +272,10 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(decentral: Command) -> Non
         (("--rules", ""), "name at least one rule"),
         (("--rules", "ddp,ddp"), "ddp named twice"),
         (("--rules", "ddp", "--set", "compare.noloco.alpha=0.1"), "compare.noloco"),
+        (("--rules", "fast", "--set", "compare.fast.rule=nope"), "unknown rule 'nope'"),
+        (("--equal", "steps"), "--equal steps: choose one of samples, seconds, bytes"),
+        (("--seeds", "many"), "--seeds many: give how many, or which"),
+        (("--vary", "fleet.up_bps=1,2"), "--vary fleet.up_bps=1,2: expected a field of the rule"),
     ],
 )
 def test_compare_refuses_before_anything_runs(decentral: Command, arguments: tuple[str, ...], words: str) -> None:

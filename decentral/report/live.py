@@ -55,7 +55,7 @@ class LiveView:
 
     def see(self, record: Record) -> None:
         """Take in a record."""
-        row = self._rows[record.worker]
+        row = self._rows.get(record.worker) or _Row()  # a worker that the run had before it went on with fewer
         self._now_s = record.time_s
         match record:
             case Joined():

@@ -15,7 +15,10 @@ JOULES_PER_KWH = 3.6e6
 
 
 def summarize(run: Run, task: Task, outcome: Outcome) -> dict[str, Any]:
-    """Return the run's figures as JSON-able fields: metrics, samples, seconds, and each worker's accounts."""
+    """Return the run's figures as JSON-able fields: metrics, samples, seconds, and each worker's accounts.
+
+    A worker that the run had before it went on with fewer has no speed.
+    """
     parameters = outcome.totals.parameters
     groups = run.fleet.each()
     return {
@@ -31,7 +34,7 @@ def summarize(run: Run, task: Task, outcome: Outcome) -> dict[str, Any]:
         "workers": [
             {
                 "worker": left.worker,
-                "speed": groups[left.worker].speed,
+                "speed": groups[left.worker].speed if left.worker < len(groups) else None,
                 "reason": left.reason,
                 "steps": left.step,
                 "sent_bytes": left.sent_bytes,
@@ -64,7 +67,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "end" else "right")
     for worker in summary["workers"]:
         table.add_row(
-            f"{worker['worker']} at {worker['speed']:g}",
+            str(worker["worker"]) if worker["speed"] is None else f"{worker['worker']} at {worker['speed']:g}",
             str(worker["steps"]),
             size_text(worker["sent_bytes"]),
             size_text(summary["data_parallel_bytes"]),
@@ -87,7 +90,7 @@ def size_text(nbytes: float) -> str:
 def _cost(account: dict[str, Any]) -> str:
     """Return what a worker and its traffic cost, as far as prices are known; empty if none is."""
     known = [account[part] for part in ("dollars", "egress_dollars") if account[part] is not None]
-    return _dollars(sum(known)) if known else ""
+    return dollars_text(sum(known)) if known else ""
 
 
 def _totals(accounts: dict[str, Any]) -> list[str]:
@@ -96,15 +99,15 @@ def _totals(accounts: dict[str, Any]) -> list[str]:
     if accounts.get("goodput") is not None:
         parts.append(f"goodput {accounts['goodput']:.0%}")
     if accounts.get("dollars") is not None:
-        parts.append(f"machines {_dollars(accounts['dollars'])}")
+        parts.append(f"machines {dollars_text(accounts['dollars'])}")
     if accounts.get("egress_dollars") is not None:
-        parts.append(f"egress {_dollars(accounts['egress_dollars'])}")
+        parts.append(f"egress {dollars_text(accounts['egress_dollars'])}")
     if accounts.get("joules") is not None:
         parts.append(f"energy {accounts['joules'] / JOULES_PER_KWH:.3g} kWh")
     return [", ".join(parts)] if parts else []
 
 
-def _dollars(amount: float) -> str:
+def dollars_text(amount: float) -> str:
     """Return an amount of money to the cent, a small one to two digits."""
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.2g}"
 
