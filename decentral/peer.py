@@ -671,7 +671,7 @@ class Peer:
         Raises `PeerGone` when the others have declared this worker dead.
         """
         if self.id not in self.everybody:
-            raise PeerGone(f"worker {self.id} has been declared dead by the others")
+            raise self.declared_dead()
         begun = self._rounds.get(channel, 0)
         if voted:
             self._settled.setdefault(channel, begun)
@@ -775,6 +775,10 @@ class Peer:
             self._failure = error
             if self._main is not None:
                 self._main.cancel()
+
+    def declared_dead(self) -> PeerGone:
+        """Return what ends a worker that is dead to the others: none of them answers it any more."""
+        return PeerGone(f"worker {self.id} has been declared dead by the others")
 
     def stop(self) -> None:
         """Cancel what runs beside the rule: nothing of it goes on from where it waits."""

@@ -80,7 +80,7 @@ class Reunion:
         while True:
             self._look_round()
             if self._peer.id not in self._peer.everybody:
-                raise PeerGone(f"worker {self._peer.id} has been declared dead by the others")
+                raise self._peer.declared_dead()
             try:
                 place = stand()
                 return await self._settle(await self._places(place), place, catch_up)

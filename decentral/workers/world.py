@@ -156,8 +156,8 @@ class RealWorld:
         while True:
             try:
                 await self._look(self._admitted)
-            except Dismissed:  # to the others we are dead, and a rule without votes would never know
-                self._peer.changed(self._peer.everybody.without(self._peer.id))
+            except Dismissed:  # a rule without votes would never know, and wait a patience for whoever it is to meet
+                self._peer.fail(self._peer.declared_dead())
                 return
             except RunError:
                 await asyncio.sleep(RETRY_S)
