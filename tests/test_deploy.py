@@ -321,6 +321,7 @@ def wait_for(journal: Path, what: type[Joined] | type[Left], count: int, driver:
     pytest.fail(f"{what.__name__}: fewer than {count} in the journal\n{driver.communicate()[0]}")
 
 
+@pytest.mark.slow
 def test_a_run_on_hosts_of_ones_own_goes_on_when_one_goes_and_takes_it_back(folder: Path) -> None:
     """The documented commands, in their order, on two hosts that are network namespaces."""
     if reason := why_not():

@@ -6,17 +6,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
 from decentral.config import Run
-from decentral.embedded.coordination import coordinate
+from decentral.embedded.coordination import See, coordinate
 from decentral.embedded.gate import Gate
 from decentral.embedded.replica import AttachedReplica
 from decentral.embedded.whereabouts import Whereabouts
 from decentral.errors import PeerGone, RunError
-from decentral.journal import Record
 from decentral.peer import PREEMPTED, Peer
 from decentral.workers.rpc import Keys, address_of
 from decentral.workers.worker import Place, live
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Beside:
-    """Lives the life of a worker. Worker 0 also serves the coordinator until all workers have left.
+    """Lives the life of a worker. Worker 0 also serves the coordinator until all workers have left, if none is apart.
 
     It then hands `see` what they record. The gate is told how the life ended, and then `ended` is called, in the
     worker's thread.
@@ -38,7 +37,7 @@ class Beside:
         replica: AttachedReplica,
         gate: Gate,
         *,
-        see: Callable[[Sequence[Record]], None],
+        see: See,
         ended: Callable[[], None],
     ) -> None:
         self._run, self._here, self._replica, self._gate = run, here, replica, gate
@@ -96,7 +95,7 @@ class Beside:
 
     async def _live(self) -> None:
         run, here = self._run, self._here
-        if here.worker == 0:
+        if here.worker == 0 and not here.apart:
             await self._serve()
         place = Place(address_of(*here.address), self._keys, here.host, self._replica.params.device, supervised=False)
         number = time.time_ns() // 1_000_000  # a later life of this worker, on whatever machine, has a larger one
@@ -108,13 +107,7 @@ class Beside:
         loop = asyncio.get_running_loop()
         serves = loop.create_future()
         coordinator = loop.create_task(coordinate(self._run, self._keys, self._here.address, self._see, serves))
-        try:
-            await serves
-        except RunError:
-            raise RunError(
-                f"address: worker 0 cannot listen at {address_of(*self._here.address)}: the port is in use, or the "
-                "host is not this machine; name another one, the same for all workers"
-            ) from None
+        await serves
         self._coordinator = coordinator
 
     def _meet(self, peer: Peer) -> None:

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from decentral.config import Run
+from decentral.errors import RunError
 from decentral.journal import Record, record_from
 from decentral.workers.coordinator import SILENCE_S, Coordinator, Gone
 from decentral.workers.coordinator_rpc import CoordinatorServer
-from decentral.workers.rpc import Keys
+from decentral.workers.rpc import Keys, address_of
 from decentral.workers.transport import call_worker
+
+See = Callable[[Sequence[Record]], None]
+"""Who is handed a run's records."""
 
 POLL_S = 0.5
 GRACE_S = 2.0
@@ -22,7 +26,7 @@ async def coordinate(
     run: Run,
     keys: Keys,
     address: tuple[str, int],
-    see: Callable[[Sequence[Record]], None],
+    see: See,
     serves: asyncio.Future[None],
 ) -> None:
     """Serve the coordinator at that host and port until all workers have left; `see` is handed their records.
@@ -38,7 +42,7 @@ async def coordinate(
     try:
         await server.start(*address)
     except Exception as error:
-        serves.set_exception(error)
+        serves.set_exception(_cannot_listen(address) if isinstance(error, RunError) else error)
         return
     serves.set_result(None)
     try:
@@ -47,7 +51,14 @@ async def coordinate(
         await server.stop(GRACE_S)
 
 
-async def _attend(coordinator: Coordinator, run: Run, see: Callable[[Sequence[Record]], None]) -> None:
+def _cannot_listen(address: tuple[str, int]) -> RunError:
+    return RunError(
+        f"address: cannot listen at {address_of(*address)}: the port is in use, or the host is not this machine; name "
+        "another one, the same for all workers"
+    )
+
+
+async def _attend(coordinator: Coordinator, run: Run, see: See) -> None:
     taken = 0
     gone: dict[Gone, float] = {}
     while True:

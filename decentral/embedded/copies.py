@@ -23,12 +23,12 @@ class Copy:
     the thread of the training loop calls anything here, on all ranks of the site alike.
 
     Raises `TaskError` for a model without trainable parameters, for one of another dtype than float32, bfloat16 and
-    float16, and for an optimiser that steps none of the model's parameters.
+    float16, for one that the first FSDP has sharded, and for an optimiser that steps none of the model's parameters.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, site: Site, device: torch.device | None = None) -> None:
         trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        _require(trainable)
+        _require(model, trainable)
         self.optimiser = Means(optimizer)
         self._site, self._parameters = site, list(trainable.values())
         if not any(self.optimiser.holds(parameter) for parameter in self._parameters):
@@ -95,7 +95,10 @@ class Copy:
         return torch.zeros(self.layout.size, device=self._device) if self._site.speaks else None
 
 
-def _require(trainable: dict[str, nn.Parameter]) -> None:
+def _require(model: nn.Module, trainable: dict[str, nn.Parameter]) -> None:
+    # By name: importing the class takes a second. Its parameters are shards that do not say so.
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise TaskError("attach: the model is sharded by FullyShardedDataParallel; shard it by fully_shard (FSDP2)")
     if not trainable:
         raise TaskError("attach: the model has no trainable parameters")
     for name, parameter in trainable.items():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from decentral.config import Run, read_run, validated
 from decentral.embedded.beside import Beside
+from decentral.embedded.coordination import See
 from decentral.embedded.copies import Copy
 from decentral.embedded.gate import Gate
 from decentral.embedded.replica import AttachedReplica
@@ -25,7 +26,6 @@ from decentral.errors import ConfigError
 from decentral.fleet import Fleet as Machines
 from decentral.fleet import WorkerGroup
 from decentral.folder import RunFolder
-from decentral.journal import Record
 from decentral.protocols import SyncRule
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def join(
     address: str | None = None,
     secret: str | None = None,
     host: str | None = None,
+    apart: bool | None = None,
     out: str | Path | None = None,
 ) -> Fleet:
     """Return the fleet that this process belongs to, for a `with` block around a training loop.
@@ -55,12 +56,14 @@ def join(
                 sync.step()
 
     `run` is a run file, its contents, or a `Run`; None: all defaults. `rule` stands in for its rule. This is worker
-    `worker` of `workers`; worker 0 serves the coordinator at `address` ("host:port") to whoever has the `secret`. What
-    is not given comes from DECENTRAL_WORKER, DECENTRAL_WORKERS, DECENTRAL_ADDRESS and DECENTRAL_SECRET, then from what
-    torchrun and Slurm set. The others reach this worker at `host` (None: the interface towards the coordinator). The
-    journal of the whole run goes into worker 0's folder `out`, if it names one. Raises `ConfigError`.
+    `worker` of `workers`; worker 0 serves the coordinator at `address` ("host:port") to whoever has the `secret`, if
+    `decentral coordinate` does not, `apart` from all workers. What is not given comes from DECENTRAL_WORKER,
+    DECENTRAL_WORKERS, DECENTRAL_ADDRESS, DECENTRAL_SECRET and DECENTRAL_APART (1 or 0), then from what torchrun and
+    Slurm set. The others reach this worker at `host` (None: the interface towards the coordinator). The journal of the
+    whole run goes into worker 0's folder `out`, if it names one. Raises `ConfigError`.
     """
-    return Fleet(_read(run), rule, Wishes(worker, workers, address, secret, host), None if out is None else Path(out))
+    wishes = Wishes(worker, workers, address, secret, host, apart)
+    return Fleet(_read(run), rule, wishes, None if out is None else Path(out))
 
 
 class Fleet:
@@ -128,20 +131,26 @@ class Fleet:
         size = self._run.fleet.size if "fleet" in given else None
         here = whereabouts(self._wishes, os.environ, fleet=size, shared=site.size > 1)
         self.worker, self.workers = here.worker, here.workers
-        run = _for_loops(self._run, self._rule, here.workers)
+        if here.apart and self._out is not None:
+            raise ConfigError(
+                "out: the coordinator is apart, and the journal with it; give `decentral coordinate` --out"
+            )
+        run = for_loops(self._run, here.workers, self._rule)
         run.rule.check_own_loop(norms=bool(copy.norms), endless="steps" not in given)
-        beside = Beside(
-            run, here, AttachedReplica(copy, gate, run.batch_size), gate, see=self._writer(run), ended=ended
-        )
+        see = self._files.enter_context(writing(run, self._out))
+        beside = Beside(run, here, AttachedReplica(copy, gate, run.batch_size), gate, see=see, ended=ended)
         beside.start()
         return beside
 
-    def _writer(self, run: Run) -> Callable[[Sequence[Record]], None]:
-        if self._out is None:
-            return lambda _records: None
-        folder = RunFolder(self._out, run)
-        self._files.callback(folder.close)
-        return folder.write
+
+@contextmanager
+def writing(run: Run, out: Path | None) -> Iterator[See]:
+    """Yield what writes a run's records into its folder `out`; None: nowhere."""
+    if out is None:
+        yield lambda _records: None
+        return
+    with closing(RunFolder(out, run)) as folder:
+        yield folder.write
 
 
 def _reason(error: BaseException) -> str:
@@ -156,7 +165,7 @@ def _read(run: Run | Mapping[str, Any] | str | Path | None) -> Run:
     return Run() if run is None else read_run(Path(run))
 
 
-def _for_loops(run: Run, rule: SyncRule | None, workers: int) -> Run:
+def for_loops(run: Run, workers: int, rule: SyncRule | None = None) -> Run:
     """Return the run as loops of the users' own do it. Raises `ConfigError` for what they cannot."""
     for able, field in (
         (not run.leases, "leases"),

@@ -10,6 +10,7 @@ from decentral.errors import ConfigError
 from decentral.workers.rpc import SECRET_VARIABLE, address_of, checked_secret
 
 ADDRESS_VARIABLE = "DECENTRAL_ADDRESS"
+APART_VARIABLE = "DECENTRAL_APART"
 OWN = {"worker": "DECENTRAL_WORKER", "workers": "DECENTRAL_WORKERS"}
 """Our own environment variables for the numbers; those that launchers set come after them."""
 LAUNCHERS = {"worker": ("RANK", "SLURM_PROCID"), "workers": ("WORLD_SIZE", "SLURM_NTASKS")}
@@ -25,17 +26,22 @@ class Wishes:
     address: str | None = None
     secret: str | None = field(default=None, repr=False)
     host: str | None = None
+    apart: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """This is worker `worker` of `workers` and listens on `host`; the coordinator listens at `address` (host, port)."""
+    """This is worker `worker` of `workers` and listens on `host`; the coordinator listens at `address` (host, port).
+
+    The coordinator is a process `apart`, or worker 0 serves it.
+    """
 
     worker: int
     workers: int
     address: tuple[str, int]
     secret: str = field(repr=False)
     host: str
+    apart: bool = False
 
 
 def whereabouts(wishes: Wishes, environment: Mapping[str, str], *, fleet: int | None, shared: bool) -> Whereabouts:
@@ -60,7 +66,8 @@ def whereabouts(wishes: Wishes, environment: Mapping[str, str], *, fleet: int | 
             "`openssl rand -hex 32` makes, or give join(secret=...)"
         )
     checked_secret(secret, "give all workers the same one")
-    return Whereabouts(worker, workers, address, secret, wishes.host or _host_towards(address))
+    apart = _is_apart(wishes.apart, environment)
+    return Whereabouts(worker, workers, address, secret, wishes.host or _host_towards(address), apart)
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -86,6 +93,15 @@ def _number(
     if otherwise is None:
         raise ConfigError(f"{what}: missing; give join({what}=...), or set {' or '.join(variables)}")
     return otherwise
+
+
+def _is_apart(given: bool | None, environment: Mapping[str, str]) -> bool:
+    text = environment.get(APART_VARIABLE, "0")
+    if text not in ("0", "1"):
+        raise ConfigError(
+            f"{APART_VARIABLE}: '{text}' must be 1 where `decentral coordinate` serves, or 0 where worker 0 does"
+        )
+    return text == "1" if given is None else given
 
 
 def _address(given: str | None, environment: Mapping[str, str], shared: bool) -> str:

@@ -42,8 +42,9 @@ class Failure:
 class Crew:
     """Workers of one run, a process each, with a pipe of its own each; those that are left are killed at the end."""
 
-    def __init__(self, body: Callable[..., Any], workers: int, *arguments: Any) -> None:
+    def __init__(self, body: Callable[..., Any], workers: int, *arguments: Any, long_s: float = LONG_S) -> None:
         """A worker does `body(place, tell, *arguments)`: `place` are arguments of `join`, what it tells is `heard`."""
+        self._long_s = long_s
         self._body, self._workers, self._arguments = body, workers, arguments
         self._address = free_address()
         self._lines: dict[Any, int] = {}
@@ -64,8 +65,8 @@ class Crew:
     def heard(self) -> Iterator[tuple[int, Any]]:
         """Yield (worker, word) as words come, until all workers have returned or died."""
         while self._lines:
-            ready = wait(list(self._lines), LONG_S)
-            assert ready, f"nobody has told anything for {LONG_S} s"
+            ready = wait(list(self._lines), self._long_s)
+            assert ready, f"nobody has told anything for {self._long_s} s"
             for line in ready:
                 worker = self._lines[line]
                 try:

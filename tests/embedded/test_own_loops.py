@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import flat, free_address
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -233,3 +236,14 @@ def test_a_foreign_optimizer_or_dtype_is_refused(place: None) -> None:
         fleet.attach(double, SGD(double.parameters(), lr=0.1))
     with pytest.raises(ConfigError, match="use the fleet in a with block"):
         decentral.join().attach(model, SGD(model.parameters(), lr=0.1))
+
+
+def test_the_first_fsdp_is_refused(place: None, tmp_path: Path) -> None:
+    """Its parameters are a rank's shards, and look like whole ones."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/site", rank=0, world_size=1)
+    try:
+        model = FullyShardedDataParallel(nn.Linear(2, 2), use_orig_params=True, device_id=torch.device("cpu"))
+        with pytest.raises(TaskError, match=r"shard it by fully_shard \(FSDP2\)"), decentral.join() as fleet:
+            fleet.attach(model, SGD(model.parameters(), lr=0.1), group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()

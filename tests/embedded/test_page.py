@@ -16,7 +16,8 @@ BLOCKS = re.findall(r"(?:^    .*\n)+", (ROOT / "docs" / "your_loop.md").read_tex
 COMMANDS = [block for block in BLOCKS if "examples/own_loop/train.py" in block]
 
 
-@pytest.mark.parametrize("commands", COMMANDS, ids=["torchrun", "by hand"])
+@pytest.mark.slow
+@pytest.mark.parametrize("commands", COMMANDS, ids=["torchrun", "by hand", "apart"])
 def test_commands(commands: str) -> None:
     """Two workers start; their models end the same to the last bit, and are right about new points."""
     address = free_address()
@@ -31,7 +32,7 @@ def test_commands(commands: str) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=6 * LONG_S,
+        timeout=12 * LONG_S,
     )
     assert shown.returncode == 0, shown.stderr
     words = re.findall(r"worker (\d): (\S+) % of new points are right; sum of the parameters (\S+)", shown.stdout)

@@ -53,12 +53,23 @@ def test_the_run_file_says_how_many_workers_there_are_if_nobody_else_does() -> N
         # Where ranks share a replica, torchrun numbers the ranks.
         (TORCHRUN | KEY, {"shared": True}, r"workers: missing; .* or set DECENTRAL_WORKERS$"),
         (TORCHRUN | OURS | {"DECENTRAL_ADDRESS": "here"} | KEY, {}, r"address: 'here' must be host:port"),
+        (OURS | {"DECENTRAL_APART": "yes"} | KEY, {}, r"DECENTRAL_APART: 'yes' must be 1 where `decentral coordinate`"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said(environment: dict[str, str], settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         whereabouts(Wishes(), environment, **{"fleet": None, "shared": False, **settings})
     assert "short" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wish", "environment", "apart"),
+    [(None, {}, False), (None, {"DECENTRAL_APART": "1"}, True), (False, {"DECENTRAL_APART": "1"}, False)],
+)
+def test_the_coordinator_is_apart_if_somebody_says_so(
+    wish: bool | None, environment: dict[str, str], apart: bool
+) -> None:
+    assert whereabouts(Wishes(apart=wish), OURS | KEY | environment, fleet=None, shared=False).apart is apart
 
 
 @pytest.mark.parametrize(
