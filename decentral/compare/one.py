@@ -96,8 +96,8 @@ class Result:
 
 
 def is_complete(folder: Path) -> bool:
-    """Say whether a run was carried out there."""
-    return (folder / SUMMARY).is_file()
+    """Say whether a run was carried out there: only then is there a folder of that name."""
+    return folder.exists()
 
 
 def read_result(folder: Path) -> Result:

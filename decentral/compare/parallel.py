@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +15,7 @@ from decentral.compare.one import carry_out
 from decentral.compare.plan import Job, Plan
 from decentral.config import validated
 from decentral.errors import DecentralError, RunError
-from decentral.workers.cluster import connected, first_line, heeding_interrupts, local_ray
+from decentral.workers.cluster import connected, first_line, heeding_interrupts
 
 LOOK_S = 0.5
 """Seconds until Ctrl-C is noticed."""
@@ -25,13 +24,13 @@ Files = dict[str, bytes]
 """A folder's files by name."""
 
 
-def on_ray(plan: Plan, jobs: Sequence[Job], folder: Path, address: str | None, tell: Callable[[str], None]) -> None:
-    """Carry out the runs on the cluster at `address`, or on the Ray of this process, or on one started here.
+def on_ray(plan: Plan, jobs: Sequence[Job], folder: Path, address: str, tell: Callable[[str], None]) -> None:
+    """Carry out the runs on the Ray of this process, if it has one already, or on the cluster at `address`.
 
     A run takes as many CPUs as it has threads. The first error ends all. Raises as `carry_out`, and `RunError` if Ray
     cannot be had or loses a run.
     """
-    with heeding_interrupts() as heed, _cluster(address, jobs), _submitted(plan, jobs) as waiting:
+    with heeding_interrupts() as heed, _cluster(address), _submitted(plan, jobs) as waiting:
         while waiting:
             tell(f"{len(jobs) - len(waiting)} of {len(jobs)} runs done, the others side by side")
             done, _ = ray.wait(list(waiting), timeout=LOOK_S)
@@ -50,7 +49,8 @@ def _submitted(plan: Plan, jobs: Sequence[Job]) -> Iterator[dict[Any, Job]]:
             refs[task.remote(job.run.to_table(), job.baseline.to_table(), plan.equal, plan.budget)] = job
         yield refs
     finally:
-        for ref in refs:
+        _, running = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        for ref in running:  # of one that is done, at this moment or before, Ray may fail for good
             ray.cancel(ref, force=True)
 
 
@@ -87,9 +87,5 @@ def _put(files: Files, target: Path) -> None:
     part.rename(target)
 
 
-def _cluster(address: str | None, jobs: Sequence[Job]) -> AbstractContextManager[None]:
-    if address is not None:
-        return connected(address)
-    if ray.is_initialized():
-        return nullcontext()
-    return local_ray(max(os.cpu_count() or 1, *(job.run.real.threads for job in jobs)))
+def _cluster(address: str) -> AbstractContextManager[None]:
+    return nullcontext() if ray.is_initialized() else connected(address)

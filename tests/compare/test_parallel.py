@@ -27,7 +27,7 @@ def plan_of(run: Run) -> Plan:
 def test_the_same_bits_as_one_after_the_other(tmp_path: Path) -> None:
     run = cluster(DiLoCo(period=Every(period=4)), 3, 12, task={"name": "quadratic", "noise": 1.0})
     plan, told = plan_of(run.model_copy(update={"evaluate_every": 4})), list[str]()
-    on_ray(plan, list(plan.jobs()), tmp_path / "ray", None, told.append)
+    on_ray(plan, list(plan.jobs()), tmp_path / "ray", "auto", told.append)
     work_through(plan, tmp_path / "here")
     for job in plan.jobs():
         for name in ("journal.jsonl", "model.safetensors", "summary.json"):
@@ -41,5 +41,5 @@ def test_an_error_comes_back_as_itself(tmp_path: Path) -> None:
     run = cluster(DiLoCo(period=Every(period=4)), 2, 4, task={"name": "fashion_mnist", "folder": str(tmp_path)})
     plan = plan_of(run)
     with pytest.raises(TaskError, match="fashion_mnist: no "):
-        on_ray(plan, list(plan.jobs()), tmp_path / "out", None, lambda _words: None)
+        on_ray(plan, list(plan.jobs()), tmp_path / "out", "auto", lambda _words: None)
     assert not (tmp_path / "out").exists()
