@@ -2,7 +2,8 @@
 
 from decentral.pipeline.cut import Block, Cut, cut_of, survey
 from decentral.pipeline.line import Line
-from decentral.pipeline.measure import measure_blocks
+from decentral.pipeline.measure import measure_blocks, measure_memory
+from decentral.pipeline.memory import Stages, fitting_cuts
 from decentral.pipeline.orders import ORDERS, Timetable, planned, timetable
 from decentral.pipeline.paths import Action, Ground, Hop, Path, Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, CheckFreePlus, Copy, FromStart, Neighbour, Recovery, Redundant
@@ -35,12 +36,15 @@ __all__ = [
     "Redundant",
     "Skipping",
     "Stage",
+    "Stages",
     "Straight",
     "Swapped",
     "Timetable",
     "TorchStage",
     "cut_of",
+    "fitting_cuts",
     "measure_blocks",
+    "measure_memory",
     "moves",
     "placed",
     "planned",

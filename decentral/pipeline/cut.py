@@ -21,6 +21,8 @@ from decentral.state import Layout, layout_of
 from decentral.task import Task, to_device
 
 META = torch.device("meta")
+Fits = Callable[[int, Sequence["Block"], range, range], bool]
+"""Whether a stage of that number fits, given the model's blocks, which of them it has, and which it has of the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,13 +306,14 @@ def cut_of(
     head: Literal["last", "first"] = "last",
     alike: bool = False,
     seconds: Sequence[float] | None = None,
+    fits: Fits | None = None,
 ) -> Cut:
     """Return how the task's model is cut into `stages`, for microbatches of so many samples.
 
     At `cuts`; or so that all stages have as many of the trunk's blocks if they are to be `alike`; or where the slowest
     stage is the fastest: by counted operations, so that it is the same on every worker, or by the `seconds` that each
-    block takes. `head`: which stage has the blocks behind the trunk. Raises `TaskError` for a model that cannot be cut
-    and `ConfigError` for stages that it has not.
+    block takes; of cuts alone whose stages `fits` takes. `head`: which stage has the blocks behind the trunk. Raises
+    `TaskError` for a model that cannot be cut, and `ConfigError` for stages that it has not or of which none fit.
     """
     with META:
         model = initial_model(task, seed)
@@ -332,7 +335,7 @@ def cut_of(
     elif alike:
         bounds = (0, *_equal(starts, stages), stop)
     else:
-        bounds = _balanced(blocks[:stop], stages, sum(block.cost for block in blocks[stop:]))
+        bounds = _balanced(blocks, stop, stages, fits)
     held = [(range(*pair),) for pair in pairwise(bounds)]
     for stage, (run,) in enumerate(held):
         if not any(blocks[index].parameters for index in run if index < len(blocks)):
@@ -390,15 +393,16 @@ def _called(block: nn.Module, index: int, values: Tensor) -> Tensor:
     return values
 
 
-def _balanced(blocks: Sequence[Block], stages: int, head: float) -> tuple[int, ...]:
+def _balanced(blocks: Sequence[Block], count: int, stages: int, fits: Fits | None) -> tuple[int, ...]:
     """Return bounds of so many stages, each with parameters, whose largest cost is the least; of equal ones the first.
 
-    The first stage has the cost `head` besides. By dynamic programming: best[s][b] is the largest cost when the first b
-    blocks make s stages.
+    Of the first `count` blocks; the first stage has the others, the head, besides. By dynamic programming: best[s][b]
+    is the largest cost when the first b blocks make s stages that fit.
     """
-    count = len(blocks)
+    rest = range(count, len(blocks))
+    head = sum(blocks[index].cost for index in rest)
     costs, parameters = [0.0], [0]
-    for block in blocks:
+    for block in blocks[:count]:
         costs.append(costs[-1] + block.cost)
         parameters.append(parameters[-1] + block.parameters)
     best: list[list[tuple[float, int]]] = [[(math.inf, 0)] * (count + 1) for _ in range(stages + 1)]
@@ -409,8 +413,14 @@ def _balanced(blocks: Sequence[Block], stages: int, head: float) -> tuple[int, .
                 (max(best[stage - 1][start][0], costs[stop] - costs[start] + (head if stage == 1 else 0)), start)
                 for start in range(stop)
                 if parameters[stop] > parameters[start]
+                and (fits is None or fits(stage - 1, blocks, range(start, stop), rest if stage == 1 else range(0)))
             ]
             best[stage][stop] = min(options, default=(math.inf, 0))
+    if best[stages][count][0] == math.inf:
+        raise ConfigError(
+            f"pipeline.stages: no cuts of the model into {stages} stages fit into memory; take more stages, or more "
+            "microbatches, which are smaller"
+        )
     bounds = [count]
     for stage in range(stages, 0, -1):
         bounds.append(best[stage][bounds[-1]][1])

@@ -49,7 +49,8 @@ class Line:
         self._drawn: int | None = None  # whose timetable it is
         self._firsts = tuple(range(0, everybody, settings.stages))
         self._place = Place(next=peer.step)
-        self._is_updating = False
+        self._updates: int | None = None  # the local step whose gradient has been reduced, until it is done
+        self._entered_at = 0  # the step that the row did next when this worker came back to it
         follows = settings.recovery.follows(stage.cut) if recovers else []
         self._followers = [Follower(stage, each) for each in follows if each.keeper == self.stage]
         self._followed = [each for each in follows if each.stage == self.stage]
@@ -70,9 +71,15 @@ class Line:
     def waits(self) -> bool:
         """Whether the worker does nothing but wait for others of its row, in the midst of a local phase.
 
-        Between the round on a gradient and its update it does not count: what it holds then is no state to begin with.
+        Once a gradient's step is done it does not count until the rule knows that too: there is no telling where the
+        state is between.
         """
-        return self._reunion.waits and not self._is_updating
+        return self._reunion.waits and self._updates in (None, self._place.next)
+
+    @property
+    def updates(self) -> bool:
+        """Whether it is between the round on a gradient and the update by what that came to."""
+        return self._updates is not None
 
     async def enter(self, holds: bool) -> None:
         """Find a newcomer's place in a row that may be in the midst of a step.
@@ -81,6 +88,7 @@ class Line:
         """
         self._place = Place(next=None, holds=holds)
         await self._reunite()
+        self._entered_at = self._next
 
     async def catch_up(self, step: int) -> None:
         """Go through the steps before `step`, if a worker that has come back is ahead of its row.
@@ -104,16 +112,22 @@ class Line:
         return sum(known) / len(known) if known else None
 
     async def gradient(self, step: int) -> float | None:
-        """Fill `grads` with the stage's part of local step `step`'s gradient; return as `train`."""
-        return await self._pass(step)
+        """Fill `grads` with the stage's part of local step `step`'s gradient; return as `train`.
+
+        Not if the row of a worker that has come back has done that step.
+        """
+        return await self._pass(step) if step >= self._next else None
 
     async def update(self, step: int) -> None:
         """One step of the inner optimiser, when every stage has its part of the gradient."""
-        self._is_updating = True
+        self._updates = step
         try:
+            if step < self._entered_at:  # what the round came to has been heard: do what the row did without us
+                norm = self._place.norms[self._grid.replica(self._peer.id)]
+                await self._peer.work("compute", 0.0, lambda: self._stage.update(step, norm))
             await self._update(step)
         finally:
-            self._is_updating = False
+            self._updates = None
 
     async def _update(self, step: int) -> None:
         while self._next == step:
@@ -286,7 +300,7 @@ class Line:
         self._telling.clear()
         latest = await self._reunion.meet(lambda: self._place, catch_up)
         self._tells_state = True
-        self._place = self._place.model_copy(update={"next": latest.next, "holds": True})
+        self._place = self._place.model_copy(update={"next": latest.next, "norms": latest.norms, "holds": True})
 
     async def _hand_over(self, to: int, tag: Tag, values: Tensor) -> None:
         self._peer.send(to, tag, await self._peer.aside(values.numel(), lambda: self._codec.encode(values)))

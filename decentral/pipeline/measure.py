@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decentral.pipeline.cut import Inputs
+from decentral.pipeline.memory import remembered
 from decentral.replica import initial_model
 from decentral.task import Task, to_device
 
@@ -21,12 +22,21 @@ def measure_blocks(task: Task, seed: int, samples: int, device: torch.device) ->
 
     The loss is not in it. Raises `TaskError` if the model is no sequence of blocks.
     """
-    model = initial_model(task, seed).to(device).train()
-    batch = to_device(task.batch(0, 0, samples), device)
-    with torch.no_grad():
-        inputs = Inputs().of(task, batch)
-    turns = [_turn(task.blocks(model), inputs) for _ in range(WARM_UPS + REPEATS)]
+    blocks, inputs = _blocks(task, seed, samples, device)
+    turns = [_turn(blocks, inputs) for _ in range(WARM_UPS + REPEATS)]
     return [statistics.median(taken) for taken in zip(*turns[WARM_UPS:], strict=True)]
+
+
+def measure_memory(task: Task, seed: int, samples: int, device: torch.device) -> list[int]:
+    """Return the bytes that each block remembers there of so many samples until it has gone back. Raises as above."""
+    return remembered(*_blocks(task, seed, samples, device))
+
+
+def _blocks(task: Task, seed: int, samples: int, device: torch.device) -> tuple[Sequence[nn.Module], Tensor]:
+    """Return the blocks of the task's model on the device, and what goes into the first one."""
+    model = initial_model(task, seed).to(device).train()
+    with torch.no_grad():
+        return task.blocks(model), Inputs().of(task, to_device(task.batch(0, 0, samples), device))
 
 
 def _turn(blocks: Sequence[nn.Module], values: Tensor) -> list[float]:

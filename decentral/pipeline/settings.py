@@ -13,7 +13,7 @@ from decentral.errors import ConfigError
 from decentral.grid import Grid
 from decentral.naming import part_named
 from decentral.part import Section
-from decentral.pipeline.cut import META, Cut, cut_of
+from decentral.pipeline.cut import META, Cut, Fits, cut_of
 from decentral.pipeline.paths import Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, RecoveryField
 from decentral.pipeline.skipping import Skipping
@@ -74,8 +74,15 @@ class Pipeline(Section):
         """The paths that are taken."""
         return self.paths or (Swapped() if self.recovery.mirrors else Straight())
 
-    def cut(self, task: Task, seed: int, batch_size: int, seconds: Sequence[float] | None = None) -> Cut:
-        """Return where the task's model is cut, by the `seconds` of its blocks if these are known.
+    def cut(
+        self,
+        task: Task,
+        seed: int,
+        batch_size: int,
+        seconds: Sequence[float] | None = None,
+        fits: Fits | None = None,
+    ) -> Cut:
+        """Return where the task's model is cut, by the `seconds` of its blocks if these are known, where it `fits`.
 
         Raises as `cut_of`, and `ConfigError` if `paths` cannot lead there.
         """
@@ -88,6 +95,7 @@ class Pipeline(Section):
             head=self.head,
             alike=self.ways.mirrors,
             seconds=seconds,
+            fits=fits,
         )
         if self.stages > 1:
             self.ways.check_cut(cut)

@@ -27,10 +27,16 @@ class LayerStack(Task):
     """Layers of the stack."""
     parameters: float = Field(default=12e3, ge=1, allow_inf_nan=False)
     """Parameters of all layers together, rounded so that each layer has as many; at least one a layer."""
+    tokens: PositiveInt | None = None
+    """Tokens that a sample stands for, by which the simulator tells step times on a device; unset: none."""
     eval_samples: PositiveInt = 64
     """Samples that `evaluate` takes, of a worker that does not train."""
     sample_seed: NonNegativeInt = 0
     """Chooses the samples that are trained on."""
+
+    @property
+    def tokens_per_sample(self) -> int | None:
+        return self.tokens
 
     @property
     def width(self) -> int:

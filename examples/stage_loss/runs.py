@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from decentral.sim.simulate import simulate
 from examples.stage_loss.losses import OneAtATime
 from examples.stage_loss.replay import loss_after, replayed
 
+Job = tuple[str, float, Run]
+"""Way to recover, probability that a stage is lost within an hour, and the run."""
+
 RUN_FILE = Path(__file__).parent / "run.toml"
+TARGET = 2.34
+"""Held-out loss in nats: what the run without losses (seed 0) comes to after 180 iterations, 75 % of 240."""
 RATES = (0.05, 0.10, 0.16)
 """Probabilities that a stage is lost within an hour, as in the paper."""
 CHECKPOINT_EVERY = 20
@@ -57,10 +63,15 @@ class Result:
     """(hours, iterations that count, held-out loss in nats) at each evaluation."""
 
 
-def runs(seed: int) -> list[tuple[str, float, Run]]:
-    """Return way, rate of losses and run of all that is simulated."""
-    run = read_run(RUN_FILE, [f"seed={seed}", "sim.processes=1"])
+def runs(seed: int) -> list[Job]:
+    """Return all that is simulated."""
+    run = run_of(seed)
     return [(way, rate, recovering(run, way, rate)) for way, (_, rates) in WAYS.items() for rate in rates]
+
+
+def run_of(seed: int, overrides: Sequence[str] = ()) -> Run:
+    """Return the run file's run under that seed, with `overrides` as on the command line."""
+    return read_run(RUN_FILE, [f"seed={seed}", "sim.processes=1", *overrides])
 
 
 def recovering(run: Run, way: str, rate: float) -> Run:
@@ -105,7 +116,7 @@ def replays(quiet: Result) -> list[Result]:
     With checkpoints the same losses come as in what is simulated. With redundant computation each iteration takes
     `BAMBOO` times as long, and none is lost.
     """
-    run = read_run(RUN_FILE, [f"seed={quiet.seed}"])
+    run = run_of(quiet.seed)
     return [
         *(with_checkpoints(quiet, rate, churn_of(recovering(run, NO_LOSSES, rate)), run.fleet.size) for rate in RATES),
         *(with_computation(quiet, rate) for rate in RATES),

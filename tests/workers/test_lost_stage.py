@@ -92,6 +92,7 @@ def test_two_stages_beside_each_other_go_on_from_the_newest_checkpoint(tmp_path:
     assert [left.reason for left in outcome.left()] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_a_lost_place_is_gone_on_without_and_taken_again_when_it_is_back(tmp_path: Path) -> None:
     """Of four CPUs others have one, and get the one of a worker that is killed; then they let go of it."""
     other = ray.remote(Spare).options(num_cpus=1)

@@ -48,7 +48,7 @@ def run_of(stages: int, microbatches: int = 1, *, replicas: int = 1, fleet: Any 
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
-@pytest.mark.parametrize("task", [CHAIN, GPT], ids=["chain", "gpt"])
+@pytest.mark.parametrize("task", [CHAIN, pytest.param(GPT, marks=pytest.mark.slow)], ids=["chain", "gpt"])
 def test_a_pipeline_trains_as_the_whole_model_does(stages: int, task: dict[str, Any]) -> None:
     """Sums of microbatches and of stages' squares are rounded otherwise than those of a whole batch and model."""
     whole = simulate(run_of(1, task=task, steps=100)).merged()

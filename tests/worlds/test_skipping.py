@@ -99,6 +99,7 @@ def test_a_placement_puts_stages_near_each_other() -> None:
         placed(Fleet(workers=(WorkerGroup(count=3),)), 4, 100)
 
 
+@pytest.mark.slow
 def test_a_model_learns_though_every_microbatch_leaves_stages_out() -> None:
     """The whole of it, too: two of six layers are left out of each batch, as in stochastic depth."""
     task = {"name": "byte_gpt", "width": 16, "depth": STAGES, "heads": 2, "context": 16, "eval_windows": 8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -47,6 +48,12 @@ def run_of(recovery: Any, *, lost: tuple[int, ...] = (), crash_s: float = CRASH_
     )
 
 
+@cache
+def undisturbed(recovery: str) -> Outcome:
+    """Return the run in which nobody is lost, simulated once for all that are compared with it."""
+    return simulate(run_of(recovery))
+
+
 def rebuilt(outcome: Outcome) -> list[tuple[int, tuple[int, ...]]]:
     return [(record.worker, record.members) for record in outcome.records if isinstance(record, Rebuilt)]
 
@@ -89,6 +96,13 @@ def noted(run: Run, simulated: bool = True) -> tuple[Outcome, list[tuple[int, in
     return outcome, list(BEGUN), dict(SEEN)
 
 
+@cache
+def seen_undisturbed(recovery: str) -> dict[Any, Tensor]:
+    """Return what every worker has after each local step of the run in which nobody is lost."""
+    _, _, seen = noted(run_of(recovery))
+    return seen
+
+
 def assert_same_training(outcome: Outcome, quiet: Outcome) -> None:
     for worker, params in quiet.params.items():
         assert outcome.params[worker].equal(params), f"worker {worker}"
@@ -99,11 +113,11 @@ def assert_same_training(outcome: Outcome, quiet: Outcome) -> None:
 @pytest.mark.parametrize("victim", range(STAGES))
 def test_a_stage_of_which_copies_are_kept_goes_on_as_if_nothing_had_happened(victim: int) -> None:
     """Parameters and inner optimiser are those of a run in which nobody is lost, to the bit."""
-    quiet = simulate(run_of("redundant"))
+    quiet = undisturbed("redundant")
     outcome = simulate(run_of("redundant", lost=(victim,)))
     assert rebuilt(outcome) == [(victim, ((victim - 1) % STAGES,))]
     assert_same_training(outcome, quiet)
-    assert simulate(run_of("checkfree")).merged().equal(quiet.merged())  # copies change nothing
+    assert undisturbed("checkfree").merged().equal(quiet.merged())  # copies change nothing
 
 
 def test_copies_follow_what_rounds_make_of_a_stage() -> None:
@@ -115,7 +129,7 @@ def test_copies_follow_what_rounds_make_of_a_stage() -> None:
 @pytest.mark.parametrize("victim", range(STAGES))
 def test_a_stage_comes_back_with_its_mirrors_blocks_and_with_embedding_and_head_to_the_bit(victim: int) -> None:
     mirror = (1, 0, 3, 2)[victim]
-    _, _, quiet = noted(run_of("checkfree_plus"))
+    quiet = seen_undisturbed("checkfree_plus")
     outcome, begun, _ = noted(run_of("checkfree_plus", lost=(victim,)))
     assert rebuilt(outcome) == [(victim, (mirror,))]
     assert steps_done(outcome) == {STEPS}
@@ -159,7 +173,7 @@ def test_a_copy_is_lost_with_whoever_keeps_it(recovery: str, message: str) -> No
 
 def test_whoever_comes_back_keeps_copies_again() -> None:
     """Stage 0 is lost when stage 1, which keeps a copy for it, has been lost and is back."""
-    quiet, run = simulate(run_of("redundant")), run_of("redundant", lost=(0,))
+    quiet, run = undisturbed("redundant"), run_of("redundant", lost=(0,))
     events = [*run.fleet.events]
     later = run_of("redundant", lost=(3,), crash_s=2.3).fleet.events
     fleet = run.fleet.model_copy(update={"events": (later[0], later[1].model_copy(update={"at_s": 3.0}), *events)})
@@ -193,7 +207,7 @@ def test_over_sockets_copies_are_to_the_bit_too(victim: int) -> None:
     outcome = train_here(run, lives=2)
     assert rebuilt(outcome) == [(victim, ((victim - 1) % STAGES,))]
     assert {record.reason for record in outcome.records if isinstance(record, Left)} == {"crashed", "finished"}
-    assert_same_training(outcome, simulate(run_of("redundant")))
+    assert_same_training(outcome, undisturbed("redundant"))
 
 
 @pytest.mark.parametrize(
