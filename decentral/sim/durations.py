@@ -9,7 +9,7 @@ factors of all "slow" events that last, and it falls linearly on a machine that 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -81,6 +81,26 @@ class Durations:
             seconds *= float(np.add.reduce(self._factors(worker, sigma, whole))) / whole
         pace = self._paces.get(worker)
         return seconds if pace is None else pace.seconds(self._clock(), seconds)
+
+    def cut(self, worker: int, steps: int, began_s: float) -> tuple[int, float]:
+        """Return how many of the `steps` that the worker began at `began_s` it has begun by now, and their seconds.
+
+        These were the last steps that it was asked for. Those that it has not begun are as if they never had been.
+        """
+        elapsed_s, step_s = self._clock() - began_s, self._step_time_s[worker] / self._speed[worker]
+        work_s = step_s * np.arange(1, steps + 1)
+        if self._sigma[worker]:
+            drawn, place = self._drawn[worker]
+            work_s = step_s * np.cumsum(drawn[place - steps : place])
+        pace = self._paces.get(worker)
+
+        def end_s(index: int) -> float:
+            return float(work_s[index]) if pace is None else pace.seconds(began_s, float(work_s[index]))
+
+        begun = bisect_left(range(steps - 1), elapsed_s, key=end_s) + 1
+        if self._sigma[worker]:
+            self._drawn[worker] = drawn, place - (steps - begun)
+        return begun, end_s(begun - 1)
 
     def shortest_step_s(self) -> float:
         """Return what hardly any local step of anybody takes less than, in seconds; without jitter and events none."""

@@ -22,7 +22,7 @@ from decentral.sim.clock import VirtualLoop
 from decentral.sim.durations import fleet_of
 from decentral.sim.engine import computed, phantoms
 from decentral.sim.lean import Timed, timed
-from decentral.sim.memory import check_memory
+from decentral.sim.memory import memory_check
 from decentral.sim.watch import UNWATCHED, Watch
 from decentral.sim.world import SimWorld
 
@@ -73,14 +73,15 @@ def simulate(
         peers: list[Peer] = []
         book = LeaseBook(run.batch_size, run.leased_samples(task)) if run.leases else None
         world = SimWorld(loop, fleet, run.seed, record, watch, book, run.pipeline.grid)
-        loop.at_instant_end(lambda: check_memory(run, peers))  # rules make their slots before the first step
+        check_memory = memory_check(run, task, row)
+        loop.at_instant_end(lambda: check_memory(peers))  # rules make their slots before the first step
         try:
             loop.run_until_complete(_run(world, run, replicas, peers, evaluates=not timing_only, spans=watch.spans))
             traffic = world.traffic()
             outcome = Outcome(records, loop.time(), traffic=traffic, grid=run.pipeline.grid)
         finally:
             loop.close()
-        check_memory(run, peers)  # codecs make theirs in the first round
+        check_memory(peers)  # codecs make theirs in the first round
         outcome.verify()
         finished = _finished(outcome, run)
         outcome.accounts = accounts_of(run.fleet, records, outcome.seconds, traffic)
@@ -133,6 +134,7 @@ async def _run(
             bounded=run.epochs is not None,
             column=run.pipeline.grid.column(worker, run.fleet.size),
             room_bytes=stage.room_bytes if stage else 0,
+            cuts=run.cuts_phases,
         )
         if stage is not None:
             peer.row = Line(peer, stage, run.pipeline, world.fleet, recovers=run.takes_newcomers)

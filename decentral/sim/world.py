@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import islice
@@ -20,7 +21,7 @@ from decentral.peer import PREEMPTED, Crowd, Peer
 from decentral.protocols import SyncRule
 from decentral.protocols.joining import Host, entering, host_for
 from decentral.replica import BatchId, Spans
-from decentral.sim.clock import VirtualLoop
+from decentral.sim.clock import Handle, VirtualLoop
 from decentral.sim.durations import Durations
 from decentral.sim.layerwise import FORWARD_SHARE, LayerwisePhases
 from decentral.sim.links import Links
@@ -33,6 +34,29 @@ T = TypeVar("T")
 
 _Cargo = tuple[Peer, Peer, Tag, Packet, "asyncio.Future[None]"]
 """What a flow carries: source, target, tag, packet, and the future that is done when it has arrived."""
+
+
+class _Phase:
+    """Local steps under way that may be interrupted: how many, since when, and what is done when they end."""
+
+    def __init__(self, loop: VirtualLoop, steps: int) -> None:
+        self._loop = loop
+        self.steps, self.began_s = steps, loop.time()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._timer: Handle | None = None
+
+    def last(self, seconds: float) -> None:
+        """Let them end so many seconds after they began, and at no other time."""
+        self.cancel()
+        self._timer = self._loop.call_at(self.began_s + seconds, self._end)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
 
 
 class SimWorld:
@@ -59,6 +83,10 @@ class SimWorld:
         codes_bps = [group.coding_bps or fleet.coding_bps or math.inf for group in fleet.each()]
         self._coding_s = [32 / bps for bps in codes_bps]  # for each element
         self._coding_until_s = [0.0] * fleet.size  # when each worker has coded all that it was given
+        self._unrest_s = [event.at_s for event in self._listed if event.kind in ("preempt", "join")]
+        self._next_s = math.inf  # when the first of those that are not listed comes
+        self._restless = set[Peer]()  # who must leave, or has come
+        self._phases: dict[Peer, _Phase] = {}  # under way, of those that may be interrupted
         self._network = watch.network(fleet.sites(), loop, **self._links.options())
         self._cohort = cohort_of(fleet.size)
         self._roster = Roster(self._cohort.ids, self._changed, absent=set(self._cohort) - starters(fleet))
@@ -156,6 +184,7 @@ class SimWorld:
     def _follow(self) -> None:
         """Wait for the next of what comes after the listed events, such as churn, which need not end."""
         event = next(self._later, None)
+        self._next_s = math.inf if event is None else event.at_s
         if event is not None:
             self._loop.call_at(event.at_s, self._befall_and_follow, event)
 
@@ -173,7 +202,8 @@ class SimWorld:
             peer = self._peers.get(event.worker)
             self._loop.call_at(event.gone_at_s, self._take_away, event.worker, peer)
             if event.notice_s and peer is not None:
-                peer.leave()
+                self._restless.add(peer)
+                peer.leave(event.notice_s)
         elif event.kind == "join":
             self._join(event.worker)
         elif event.kind == "link" and event.factor is not None:
@@ -207,7 +237,9 @@ class SimWorld:
         elif not self._grid.mates(worker) & self._peers.keys():
             return  # there is nobody who could let it in
         self._roster.join(worker, alone=host is None)
-        self._begin(self._make(worker), entering(self._rule, host))
+        newcomer = self._make(worker)
+        self._restless.add(newcomer)
+        self._begin(newcomer, entering(self._rule, host))
 
     async def _live(self, peer: Peer, rule: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -271,6 +303,41 @@ class SimWorld:
         if steps:
             await self._loop.sleep(self._duration(peer.id, steps))
         return work()
+
+    async def train(self, peer: Peer, step: int, steps: int) -> tuple[int, float | None]:
+        """Let the steps' virtual time pass, then really do as many as were not interrupted, in no virtual time."""
+        seconds = self._duration(peer.id, steps)
+        if self._is_calm(self._loop.time() + seconds):
+            peer.replica.expect_train(step, steps)
+            await self._loop.sleep(seconds)
+            return peer.replica.train(step, steps)
+        phase = self._phases[peer] = _Phase(self._loop, steps)
+        phase.last(seconds)
+        try:
+            await phase.ended
+        finally:
+            phase.cancel()
+            del self._phases[peer]
+        return peer.replica.train(step, phase.steps)
+
+    def interrupt(self, peer: Peer) -> None:
+        """End the steps under way with the one at hand, unless it was foreseen that nobody would ask for it."""
+        phase = self._phases.get(peer)
+        if phase is not None:
+            phase.steps, seconds = self._duration.cut(peer.id, phase.steps, phase.began_s)
+            phase.last(seconds)
+
+    def _is_calm(self, until_s: float) -> bool:
+        """Whether nobody comes or must go until then, as far as can be foreseen: so nothing will be interrupted."""
+        place = bisect_left(self._unrest_s, self._loop.time())
+        if min([self._next_s, *self._unrest_s[place : place + 1]]) <= until_s:
+            return False
+        self._restless = {peer for peer in self._restless if self._is_restless(peer)}
+        return not self._restless
+
+    def _is_restless(self, peer: Peer) -> bool:
+        there = self._peers.get(peer.id) is peer
+        return there and (peer.leaves or self._roster.members.guests.get(peer.id) == frozenset())
 
     async def aside(self, peer: Peer, numel: int, work: Callable[[], T]) -> T:
         """Do the work when the worker's thread for it has done what came before, and had time for this."""

@@ -57,6 +57,33 @@ def test_jitter_has_mean_one_and_the_sigma_of_its_group() -> None:
     assert steady(0, 10) == 10 * STEP_S
 
 
+@pytest.mark.parametrize(("at_s", "begun"), [(0.0, 1), (0.07, 2), (0.99, 20), (5.0, 20)])
+def test_steps_that_are_cut_end_with_the_one_at_hand(at_s: float, begun: int) -> None:
+    duration, clock = durations(WorkerGroup())
+    duration(0, 20)
+    clock.now = at_s
+    assert duration.cut(0, 20, 0.0) == (begun, pytest.approx(begun * STEP_S))
+
+
+def test_steps_that_are_cut_on_a_slow_machine_take_as_long_as_if_asked_for_alone() -> None:
+    """At half the speed from 0.1 s on: two steps in 0.1 s, then one in a tenth."""
+    duration, clock = durations(WorkerGroup(), slow(0.1, 0.5))
+    duration(0, 20)
+    clock.now = 0.25
+    assert duration.cut(0, 20, 0.0) == (4, pytest.approx(seconds(WorkerGroup(), 4, slow(0.1, 0.5))))
+    assert seconds(WorkerGroup(), 4, slow(0.1, 0.5)) == pytest.approx(0.3)
+
+
+def test_what_is_cut_off_is_not_drawn() -> None:
+    cut, clock = durations(WorkerGroup(jitter=0.3))
+    whole, _ = durations(WorkerGroup(jitter=0.3))
+    apart = [whole(0, 1) for _ in range(30)]
+    assert cut(0, 20) == pytest.approx(sum(apart[:20]))
+    clock.now = sum(apart[:7]) + 0.5 * apart[7]
+    assert cut.cut(0, 20, 0.0) == (8, pytest.approx(sum(apart[:8])))
+    assert [cut(0, 1) for _ in range(22)] == pytest.approx(apart[8:])
+
+
 def test_a_slow_worker_loses_what_it_would_have_done() -> None:
     # 1 s of work at pace 1: 0.1 s at pace 1, 0.4 s at half pace, the rest at pace 1.
     assert seconds(WorkerGroup(), 20, slow(0.1, 0.5, 0.5)) == pytest.approx(1.2, rel=1e-12)

@@ -183,3 +183,27 @@ def test_tensors_of_an_arena_are_zero_aligned_and_apart() -> None:
         tensor.fill_(index)
     for index, tensor in enumerate(tensors, 1):
         assert bool((tensor == index).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sim": {"device": "gpu"}}, "sim.device: 'gpu' cannot compute here: .*\"cpu\" can"),
+        ({"sim": {"device": "meta"}}, "sim.device: 'meta' cannot compute here"),
+        pytest.param(
+            {"sim": {"device": "cuda"}},
+            "sim.device: 'cuda' cannot compute here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulate(make_run("diloco", None, **options))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_what_a_cpu_does() -> None:
+    rule = {"name": "diloco", "period": 5}
+    on_cpu, on_gpu = (simulate(make_run(rule, None, sim={"device": device})) for device in ("cpu", "cuda"))
+    assert torch.allclose(on_gpu.merged(), on_cpu.merged(), atol=1e-5)

@@ -367,7 +367,7 @@ def test_a_newcomer_that_is_told_to_leave_goes_at_once_and_does_not_come_again(a
 
 
 def test_who_is_about_to_leave_sends_newcomers_to_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the midst of a phase: who asked before and who asks later are given a state at the others' next rest."""
+    """It is in the midst of a phase, whose end is a second away for all."""
     gave = []
     give = Host._give
 
@@ -376,11 +376,41 @@ def test_who_is_about_to_leave_sends_newcomers_to_somebody_else(monkeypatch: pyt
         return give(host, *asked)
 
     monkeypatch.setattr(Host, "_give", noted)
-    events = (crash(0.1, 2), crash(0.1, 3), join(1.0, 3), notice(2.0, 0, notice_s=60), join(3.0, 2))
+    events = (crash(0.1, 2), crash(0.1, 3), notice(0.5, 0, notice_s=60), join(1.0, 3), join(1.5, 2))
     outcome = simulate(run_of(Gossip(period=50), *events, steps=300))
     assert stays(outcome, 2)[-1] == stays(outcome, 3)[-1] == "finished"
     assert gave
     assert 0 not in gave
+
+
+@pytest.mark.parametrize("rule", [Gossip(period=50), DiLoCo(period=50)], ids=["gossip", "diloco"])
+def test_a_state_is_given_in_the_midst_of_a_phase_and_the_phase_goes_on(
+    rule: SyncRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is at its 21st step of 50 ms; the phase lasts until 2.5 s, and its other steps are as they would be."""
+    given: list[tuple[float, int]] = []
+    snapshot = Peer.snapshot
+
+    def noted(peer: Peer) -> Snapshot:
+        given.append((peer.now(), peer.step))
+        return snapshot(peer)
+
+    monkeypatch.setattr(Peer, "snapshot", noted)
+    fleet = {"latency_s": 1e-3, "workers": [WorkerGroup(count=3)], "steps": 150}
+    quiet, joined = (
+        simulate(run_of(rule, crash(0.1, 2), **fleet)),
+        simulate(run_of(rule, crash(0.1, 2), join(1.02, 2), **fleet)),
+    )
+    assert given == [(pytest.approx(1.05), 0)]
+    for worker in (0, 1):
+        first, same = (
+            next(record for record in outcome.records if isinstance(record, Trained) and record.worker == worker)
+            for outcome in (quiet, joined)
+        )
+        assert (same.step, same.time_s) == (50, pytest.approx(2.5)) == (first.step, first.time_s)
+        assert same.loss == pytest.approx(first.loss)
+    begun = next(r for r in joined.records if isinstance(r, Trained) and r.worker == 2 and r.samples)
+    assert begun.time_s - begun.seconds < (1.2 if isinstance(rule, Gossip) else 2.6)
 
 
 def test_who_comes_when_all_are_about_to_leave_waits_until_they_have_gone() -> None:

@@ -172,6 +172,30 @@ def test_a_notice_loses_no_sample(rule: dict[str, Any], asked: list[tuple[int, i
     assert set(times_asked(asked).values()) == {1}
 
 
+@pytest.mark.parametrize("name", ["local_sgd", "diloco"])
+def test_a_phase_longer_than_the_notice_ends_early_for_all(name: str, asked: list[tuple[int, int, int]]) -> None:
+    """Half of the notice for local steps: until 0.8 s, and 10 ms later for those who are called.
+
+    Steps of 1/20 and 1/12 s begin when the leases are here, at 0.02 s; the one at hand is done.
+    """
+    run = run_of({"name": name, "period": 20}, preempt(0.5, 2, notice_s=0.6), steps=60)
+    outcome = simulate(run)
+    first = {record.worker: record for record in reversed(of(Trained, outcome))}
+    assert {worker: first[worker].steps for worker in range(4)} == {0: 16, 1: 16, 2: 10, 3: 10}
+    assert first[2].time_s == pytest.approx(0.02 + 10 / 12)
+    left = next(record for record in outcome.left() if record.worker == 2)
+    assert left.reason == "preempted"
+    assert left.time_s < 1.1
+    assert outcome.coverage().missing == outcome.coverage().repeated == ()
+    assert set(times_asked(asked).values()) == {1}
+    assert {record.steps for record in of(Trained, outcome) if record.time_s > 1.1} >= {20}
+
+
+def test_a_notice_longer_than_the_phase_changes_no_phase() -> None:
+    outcome = simulate(run_of({"name": "diloco", "period": 3}, preempt(0.3, 2, notice_s=2.0)))
+    assert {record.steps for record in of(Trained, outcome)} == {3}
+
+
 def test_a_notice_that_is_too_short_is_a_crash() -> None:
     outcome = simulate(run_of({"name": "diloco", "period": 10}, preempt(0.2, 2, notice_s=0.1)))
     assert next(record for record in outcome.left() if record.worker == 2).reason == "crashed"
@@ -233,7 +257,7 @@ def test_epochs_end_together_whatever_befalls_the_workers(seed: int) -> None:
 
 @pytest.mark.parametrize("rule", [{"name": "diloco", "period": 3}, {"name": "ddp"}, {"name": "noloco", "period": 3}])
 def test_leases_do_not_depend_on_the_number_of_processes(rule: dict[str, Any]) -> None:
-    events = (crash(0.8, 1), preempt(1.0, 3, 5.0), join(1.4, 1))
+    events = (crash(0.8, 1), preempt(1.0, 3, 0.2), join(1.4, 1))
     task = {"name": "quadratic", "noise": 0.3}
     one, again, two = (
         bits(simulate(run_of(rule, *events, task=task, inner={"name": "adamw", "lr": 0.01}, sim={"processes": count})))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from decentral.errors import DecentralError
-from decentral.replica import Spans, TorchReplica
+from decentral.replica import Spans, TorchReplica, always
 from decentral.sim.engine.pool import Call, Pool
 
 
@@ -62,8 +62,10 @@ class PooledReplica:
     def expect_train(self, step: int, steps: int) -> None:
         self._begin(TorchReplica.train, step, steps)
 
-    def train(self, step: int, steps: int) -> float:
-        return float(self._do(TorchReplica.train, step, steps))
+    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> tuple[int, float]:
+        """Do all of these steps: in virtual time it is known beforehand how many there are."""
+        done: tuple[int, float] = self._do(TorchReplica.train, step, steps)
+        return done
 
     def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None:
         self._begin(_backward, step, tuple(fragments), worker)
