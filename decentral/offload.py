@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decentral.replica import Spans, TorchReplica
+from decentral.replica import Spans, TorchReplica, always
 
 
 class OffloadedReplica(TorchReplica):
@@ -24,11 +24,11 @@ class OffloadedReplica(TorchReplica):
         self.params = self._host(self.params)
         self.grads = self._host(self.grads)
 
-    def train(self, step: int, steps: int) -> float:
+    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> tuple[int, float]:
         self._on_device.copy_(self.params)
-        loss = super().train(step, steps)
+        done = super().train(step, steps, goes_on)
         self.params.copy_(self._on_device)
-        return loss
+        return done
 
     def backward(
         self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None

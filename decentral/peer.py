@@ -30,6 +30,7 @@ from decentral.journal import (
     Record,
     Refused,
     Settled,
+    Sketched,
     Spent,
     Synced,
     Trained,
@@ -38,11 +39,12 @@ from decentral.lateness import Lateness
 from decentral.members import Ballot, Decision, Members
 from decentral.meter import Meter
 from decentral.replica import BatchId, Replica, Spans, seed_of
+from decentral.sketch import sketch_of
 from decentral.snapshot import BUFFER, INNER, PARAMS, SLOT, STATISTICS, Life, Snapshot
 from decentral.speeds import TOLD, Speeds
 from decentral.state import Layout
 from decentral.stock import Lessor, Stock
-from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag
+from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag, signal
 
 T = TypeVar("T")
 
@@ -59,6 +61,8 @@ UNCLAIMED_MODELS = 8
 """Models in float32 that one worker may send ahead before we ask for them."""
 UNCLAIMED_BYTES = 1 << 20
 """Room for small packets besides."""
+CALL = Tag("call", 0)
+"""Under this tag who must leave calls the others to the round at hand."""
 PREEMPTED = "preempted"
 """Why a worker has left that was told in time."""
 
@@ -85,13 +89,18 @@ class Host(Protocol):
     """Who lets newcomers in beside a rule."""
 
     def rest(self) -> None:
-        """The worker is between two rounds, about to train."""
+        """The worker is between two rounds, about to train, or between two local steps."""
+
+    def rest_before_update(self) -> None:
+        """The worker waits, between the rounds on a gradient and the update by what they came to."""
 
     def decline(self) -> None:
         """The worker is about to leave: who waits for its state had better ask somebody else."""
 
-    async def settled(self, channel: str, number: int, decision: Decision, means: Sequence[Tensor]) -> None:
-        """A round has come to `decision`, and to these means if it was not skipped."""
+    async def settled(
+        self, channel: str, number: int, decision: Decision, means: Sequence[Tensor], *, cumulative: bool
+    ) -> None:
+        """A round has come to `decision`, and to these means if it was not skipped; `cumulative` as `Round` has it."""
 
 
 class Keeper(Protocol):
@@ -128,6 +137,10 @@ class Row(Protocol):
     @property
     def waits(self) -> bool:
         """Whether the worker does nothing but wait for the others, in the midst of a local phase."""
+
+    @property
+    def updates(self) -> bool:
+        """Whether it is between the round on a gradient and the update by what that came to."""
 
     async def enter(self, holds: bool) -> None:
         """Find a newcomer's place, who `holds` what the others of its column do, or has nothing yet."""
@@ -167,6 +180,12 @@ class World(Protocol):
 
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Run `work`, which is worth so many local steps of the worker's time."""
+
+    async def train(self, peer: Peer, step: int, steps: int) -> tuple[int, float | None]:
+        """Have the replica do `steps` local steps from `step` on; return how many were done and their mean loss."""
+
+    def interrupt(self, peer: Peer) -> None:
+        """Have `train`, if it is under way, return after the local step at hand: some worlds cannot always."""
 
     async def aside(self, peer: Peer, numel: int, work: Callable[[], T]) -> T:
         """Run `work`, which codes or merges so many elements for the network, beside whatever else goes on."""
@@ -214,6 +233,7 @@ class Peer:
         loading_s: Callable[[], float] | None = None,
         column: tuple[int, ...] = (),
         room_bytes: int = 0,
+        cuts: bool = False,
     ) -> None:
         """Make a worker's view. Workers that are told of changes together share a `crowd`; alone, call `changed`.
 
@@ -221,7 +241,8 @@ class Peer:
         of `room_bytes` may wait here besides some of the size of a model.
 
         `loading_s` says how long getting batches has taken, for accounts in the journal (None: there are none). `lease`
-        asks for samples of the stream that all share, which ends if it is `bounded`; None: each has its own.
+        asks for samples of the stream that all share, which ends if it is `bounded`; None: each has its own. `cuts`: a
+        local phase may end early for the sake of a worker that must leave.
         """
         self._world = world
         self._replica = replica
@@ -262,6 +283,8 @@ class Peer:
         self._sent: dict[int, tuple[int, float]] = {}  # to whom since then: bytes, seconds on the way
         self.speeds = Speeds()
         self._measured_s = 0.0  # of computing, that `speeds` has heard of
+        self._warmed_up = 0  # local steps under way that it has heard of
+        self._then: Callable[[], object] | None = None  # is called when local steps have been measured
         self.records = 0
         self.host: Host | None = None
         self.keepers: list[Keeper] = []
@@ -273,6 +296,9 @@ class Peer:
         self._stock = None if lease is None else Stock(self, replica, lease, bounded=bounded)
         self._words: set[asyncio.Future[None]] = set()  # on their way, that settle what was trained on
         self.leaves = False
+        self._may_cut = cuts
+        self._is_cut = self._is_asked = False  # the local phase under way: to end early; to pause for a newcomer
+        self._callers: set[int] = set()
 
     @property
     def everybody(self) -> Members:
@@ -367,8 +393,9 @@ class Peer:
     async def train(self, steps: int) -> int:
         """Do `steps` local steps, fewer if the budget ends; return how many, 0 when it was spent before.
 
-        With leases, steps for which the stream has no samples left are missed. Raises `TaskError` when the task raises
-        or a loss is not finite.
+        Fewer too if a worker must leave that would not live to see the end of the phase (see `leave`). With leases,
+        steps for which the stream has no samples left are missed. Raises `TaskError` when the task raises or a loss is
+        not finite.
         """
         steps = min(steps, self.steps_left)
         if steps <= 0:
@@ -384,15 +411,17 @@ class Peer:
         steps = min(steps, self.steps_left)
         if supplied:
             began = self.now()
-            self._replica.expect_train(self.step, supplied)
             if self.row is None:
-                loss = await self.work("compute", supplied, lambda: self._replica.train(self.step, supplied))
+                done, loss = await self._phase(supplied)
+                if done < supplied:
+                    steps = supplied = done
             else:
                 loss = await self.row.train(self.step, supplied)
             if supplied > self.steps_left:  # `ends` was called meanwhile
                 steps = supplied = self.steps_left
             if supplied:
                 self._trained(supplied, began, loss)
+                await self._sketch_if_due(supplied)
         self.miss(steps - supplied)
         await self._look_ahead()
         return steps
@@ -431,13 +460,14 @@ class Peer:
                 steps,
                 pieces,
                 {spans: partial(self._idle, gate) for spans, gate in gates.items()},
-                lambda: losses.append(self._replica.train(self.step, steps)),
+                lambda: losses.append(self._replica.train(self.step, steps)[1]),
             ):
                 yield index
         finally:
             self.meter.end_work()
         busy_s = self.meter.seconds["compute"] - before
         self._trained(steps, self.now() - busy_s, losses[0])
+        await self._sketch_if_due(steps)
         await self._look_ahead()
 
     async def backward(self, fragments: Sequence[Spans], batch: BatchId | None = None) -> AsyncIterator[int]:
@@ -480,6 +510,8 @@ class Peer:
         else:
             await self.row.update(self.step)
         self._trained(1, self.now(), self._backward_loss, missed=self._backward_missed)
+        if not self._backward_missed:
+            await self._sketch_if_due(1)
         await self._look_ahead()
 
     def miss(self, steps: int) -> None:
@@ -554,6 +586,13 @@ class Peer:
             for worker in self.everybody:
                 if worker != self.id:
                     self.send(worker, TOLD, self.speeds.packet())
+
+    def probe(self, then: Callable[[], object] = lambda: None) -> None:
+        """Measure how long a local step of the next phase takes, and call `then`.
+
+        If nothing is known of it yet, the phase's first step, which warms up, is not counted.
+        """
+        self._then = then
 
     async def aside(self, numel: int, work: Callable[[], T]) -> T:
         """Return what `work` returns, which encodes, decodes or merges `numel` elements.
@@ -758,16 +797,40 @@ class Peer:
         """Who does the local steps does none from `step` on: what is under way is the last, and the budget is spent."""
         self._budget = min(self._budget, step)
 
-    def leave(self) -> None:
-        """Leave the run when at rest next, about to train: the machine will be taken away soon.
+    def leave(self, within_s: float = math.inf) -> None:
+        """Leave the run when at rest next, about to train: the machine will be taken away in `within_s` seconds.
 
-        A newcomer that takes part in nothing yet goes at once: nobody loses anything with it.
+        Half of them are for local steps. If the worker is still here then, its phase ends with the step at hand, and so
+        do the others', whom it calls to the round: the other half is for that. A newcomer that takes part in nothing
+        yet goes at once: nobody loses anything with it.
         """
         self.leaves = True
         if self.host is not None:
             self.host.decline()
         if self.follows:
             self.fail(PeerGone(PREEMPTED))
+        elif self._may_cut and within_s < math.inf:
+            self._loop.call_later(within_s / 2, self._call)
+
+    def _call(self) -> None:
+        """Have the round at hand begin now."""
+        if not self._stopped:
+            for worker in self.members:
+                if worker != self.id:
+                    self.send(worker, CALL, signal(""))
+            self._cut()
+
+    def _called(self, caller: int) -> None:
+        """Another worker must leave. It is believed once a life: who always called would let nobody train."""
+        if caller not in self._callers:
+            self._callers.add(caller)
+            self._cut()
+
+    def _cut(self) -> None:
+        """End the local phase under way, if any, with the step at hand."""
+        if self._may_cut:
+            self._is_cut = True
+            self._world.interrupt(self)
 
     def fail(self, error: BaseException) -> None:
         """Have `run` end at once with this error, the first one if there are several; when it is over: nothing."""
@@ -929,6 +992,9 @@ class Peer:
             if tag == TOLD:
                 self.speeds.told(source, packet)
                 return
+            if tag == CALL:
+                self._called(source)
+                return
             if tag.round > ROUNDS_A_STEP * self._budget * len(self.cohort) + MORE_ROUNDS:
                 raise FrameError("future", f"{tag}: no round of this run can have such a number")
             if packet.codec != SIGNAL:
@@ -946,6 +1012,7 @@ class Peer:
             gone = members.departed[len(self._everybody.departed) :]
             self._everybody = members
             self._members = members.party("", self._column)
+            self._callers.difference_update(gone)
             if gone and self._mail.waiting:
                 self._mail.fail(gone)
 
@@ -1006,9 +1073,20 @@ class Peer:
             keeper.rest()
 
     def rest_amid_phase(self) -> None:
-        """Give newcomers what they wait for if the worker only waits for its row, which may wait for them."""
-        if self.host is not None and self.row is not None and self.row.waits and not self._unsettled:
-            self.host.rest()
+        """Give newcomers what they wait for as soon as can be, if the worker is in the midst of local steps.
+
+        Of a row it can be when the worker waits for the others, who may wait for the newcomer.
+        """
+        if self._unsettled:
+            return
+        if self.row is None:
+            self._is_asked = True
+            self._world.interrupt(self)
+        elif self.host is not None and self.row.waits:
+            if self.row.updates:
+                self.host.rest_before_update()
+            else:
+                self.host.rest()
 
     async def _has_handed_in(self) -> bool:
         """Return whether all that the worker has trained on is settled, as far as leases tell; alone it never will be.
@@ -1020,6 +1098,33 @@ class Peer:
         if self._words:
             await asyncio.wait(self._words)
         return self._stock.is_settled
+
+    async def _phase(self, steps: int) -> tuple[int, float | None]:
+        """Do so many local steps, fewer if the phase is cut short; return how many, and their mean loss.
+
+        Newcomers who ask meanwhile are given the state between two of them, with `step` as the phase began: so they
+        count rounds and steps as who gives it, whatever the parameters have come to since.
+        """
+        self._is_cut = self._is_asked = False
+        probes = self._then is not None and self.speeds.own is None and steps > 1
+        done, losses = 0, []
+        while True:
+            wanted = 1 if probes and not done else steps - done
+            self.meter.begin_work("compute")
+            try:
+                more, loss = await self._world.train(self, self.step + done, wanted)
+            finally:
+                self.meter.end_work()
+            if probes and not done:
+                self._measure(more)
+                self._warmed_up = more
+            done += more
+            losses.append((more, loss))
+            if done == steps or self._is_cut or (more < wanted and not self._is_asked):
+                return done, _mean_loss(losses)
+            if self._is_asked and self.host is not None:
+                self.host.rest()
+            self._is_asked = False
 
     async def _supply(self, stock: Stock, steps: int) -> int:
         """Have samples for that many local steps, fewer if the stream ends, and ask for as many more; return how many.
@@ -1048,12 +1153,20 @@ class Peer:
         await gate()
         self.meter.begin_work("compute")
 
-    def _trained(self, steps: int, began: float, loss: float | None, missed: bool = False) -> None:
-        self.step += steps
+    def _measure(self, steps: int) -> None:
+        """What has been computed since this was last called was so many local steps; 0: something else."""
         computed_s = self.meter.seconds["compute"]
-        if computed_s > self._measured_s and not missed:
+        if computed_s > self._measured_s and steps:
             self.speeds.measured(steps, computed_s - self._measured_s)
         self._measured_s = computed_s
+        if self._then is not None and self.speeds.own is not None:
+            then, self._then = self._then, None
+            then()
+
+    def _trained(self, steps: int, began: float, loss: float | None, missed: bool = False) -> None:
+        self.step += steps
+        self._measure(0 if missed else steps - self._warmed_up)
+        self._warmed_up = 0
         samples = 0 if missed else steps * self._replica.batch_size
         self.samples += samples
         now = self.now()
@@ -1072,6 +1185,13 @@ class Peer:
         if self._stock is not None and samples:
             self._stock.trained(samples)
 
+    async def _sketch_if_due(self, steps: int) -> None:
+        """Journal a sketch of the parameters if an evaluation was due at one of so many local steps, now done."""
+        if self._evaluate_every and self.step % self._evaluate_every < steps:
+            sketch = await self.work("evaluate", 0.0, lambda: sketch_of(self.params))
+            number = self.step // self._evaluate_every
+            self.record(Sketched(time_s=self.now(), worker=self.id, number=number, sketch=sketch))
+
     @property
     def _evaluation_is_due(self) -> bool:
         if not self._evaluate_every or self.step < self.next_evaluation:
@@ -1087,6 +1207,14 @@ class Peer:
             self.has_evaluated = True
             self.next_evaluation = (self.step // self._evaluate_every + 1) * self._evaluate_every
             await self.evaluate()
+
+
+def _mean_loss(losses: Sequence[tuple[int, float | None]]) -> float | None:
+    """Return the mean of means over so many steps each; None if they are not known."""
+    if len(losses) == 1:
+        return losses[0][1]
+    known = [(steps, loss) for steps, loss in losses if loss is not None]
+    return sum(steps * loss for steps, loss in known) / sum(steps for steps, _ in known) if known else None
 
 
 def _fitting(held: Mapping[str, Tensor], name: str, numel: int) -> Tensor:

@@ -6,9 +6,10 @@ import hashlib
 import time
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,10 @@ class BatchId(NamedTuple):
     step: int
 
 
+def always() -> bool:
+    return True
+
+
 class Replica(Protocol):
     """What a `Peer` trains: real (`TorchReplica`) or, in timing-only mode, sizes alone (`PhantomReplica`).
 
@@ -61,7 +66,7 @@ class Replica(Protocol):
     def abandon(self) -> None: ...
     def lease(self, step: int, start: int) -> None: ...
     def expect_train(self, step: int, steps: int) -> None: ...
-    def train(self, step: int, steps: int) -> float | None: ...
+    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> tuple[int, float | None]: ...
     def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None: ...
     def backward(
         self, step: int, fragments: Sequence[Spans], ready: Callable[[int], None], worker: int | None = None
@@ -178,8 +183,8 @@ class TorchReplica:
         }
 
     def vector(self, size: int) -> Tensor:
-        """Return a new vector of that length on the device of `params`."""
-        return self.params.new_zeros(size)
+        """Return a new vector of that length on the device of `params`, with any contents."""
+        return self.params.new_empty(size)
 
     def set_learning_rate(self, lr: float) -> None:
         """Take `lr` for the inner optimiser's peak from the next step on."""
@@ -211,20 +216,43 @@ class TorchReplica:
     def expect_train(self, step: int, steps: int) -> None:
         """Nothing begins before it is asked for."""
 
-    def train(self, step: int, steps: int) -> float:
-        """Do local steps `step .. step + steps - 1`; return their mean loss. Raises `Diverged` if it is not finite."""
-        losses = []
+    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> tuple[int, float]:
+        """Do local steps `step .. step + steps - 1`; return how many were done and their mean loss.
+
+        `goes_on` is asked after each step but the last whether to do the next one. Raises `Diverged` if a loss is not
+        finite.
+        """
+        losses: list[Tensor] = []
         for at in range(step, step + steps):
+            if losses and not goes_on():
+                break
             losses.append(self._gradient(at))
             self.inner.step(self.optimizer, at, self.total_steps)
-        values = torch.stack(losses)
+        return self.judged(step, torch.stack(losses))
+
+    def judged(self, step: int, values: Tensor) -> tuple[int, float]:
+        """Return how many losses of local steps from `step` on these are, and their mean. `Diverged` as `train`."""
         if not bool(torch.isfinite(values).all()):
             first = int((~torch.isfinite(values)).nonzero()[0])
             raise Diverged(
                 f"worker {self.worker}: the loss of local step {step + first} is {values[first].item()}; "
                 "lower inner.lr, set inner.clip_norm, or look at the batch of that step"
             )
-        return float(values.mean())
+        return len(values), float(values.mean())
+
+    def batch(self, step: int, worker: int | None = None) -> Any:
+        """Return the batch of local step `step`, ours or another worker's, with whose random draws the step begins.
+
+        Raises `TaskError` when the task raises.
+        """
+        worker = self.worker if worker is None else worker
+        begin_draws(self.device, self.seed, "step", worker, step)
+        with self._of_the_task(step):
+            stream, start = self._samples_of(worker, step)
+            began = time.perf_counter()
+            batch = self.task.batch(stream, start, self.batch_size)
+            self.loading_s += time.perf_counter() - began
+            return to_device(batch, self.device)
 
     def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None:
         """Nothing begins before it is asked for."""
@@ -304,14 +332,15 @@ class TorchReplica:
         return loss.detach()
 
     def _forward(self, step: int, worker: int | None = None) -> Tensor:
-        worker = self.worker if worker is None else worker
-        begin_draws(self.device, self.seed, "step", worker, step)
+        batch = self.batch(step, worker)
+        with self._of_the_task(step):
+            return self.task.loss(self.model, batch)
+
+    @contextmanager
+    def _of_the_task(self, step: int) -> Iterator[None]:
+        """Say of the task's errors whose they are."""
         try:
-            stream, start = self._samples_of(worker, step)
-            began = time.perf_counter()
-            batch = self.task.batch(stream, start, self.batch_size)
-            self.loading_s += time.perf_counter() - began
-            return self.task.loss(self.model, to_device(batch, self.device))
+            yield
         except TaskError:
             raise
         except Exception as error:
@@ -487,8 +516,8 @@ class PhantomReplica:
     def expect_train(self, step: int, steps: int) -> None:
         return None
 
-    def train(self, step: int, steps: int) -> None:
-        return None
+    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> tuple[int, None]:
+        return steps, None
 
     def expect_backward(self, step: int, fragments: Sequence[Spans], worker: int | None = None) -> None:
         return None

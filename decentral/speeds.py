@@ -16,23 +16,28 @@ NEWEST_SHARE = 0.1
 class Speeds:
     """Seconds of computing that a local step takes; `own` is a running mean, None until it has been measured twice.
 
-    The first measurement is dropped: it is of allocations, cold caches and compilers as much as of the step.
+    The first measurement is dropped: it is of allocations, cold caches and compilers as much as of the step. `own` is
+    `rough` while it is one measurement alone.
     What others say is not checked, for it cannot be: whoever uses it must bound what a lie may do.
     """
 
     def __init__(self) -> None:
         self.own: float | None = None
-        self._warm = False
+        self._measurements = 0
         self._told: dict[int, float] = {}
 
     def measured(self, steps: int, seconds: float) -> None:
         """We have computed so many local steps in so many seconds, both above 0."""
-        if not self._warm:
-            self._warm = True
+        self._measurements += 1
+        if self._measurements == 1:
             return
         step_s = seconds / steps
         known_s = step_s if self.own is None else self.own
         self.own = known_s + (1 - (1 - NEWEST_SHARE) ** steps) * (step_s - known_s)
+
+    @property
+    def rough(self) -> bool:
+        return self._measurements <= 2
 
     def told(self, source: int, packet: Packet) -> None:
         """`source` says how long its steps take. Raises `FrameError` if that is no positive, finite number."""

@@ -20,6 +20,9 @@ def test_the_first_measurement_is_of_warming_up_and_the_second_is_taken_as_it_is
         assert speeds.own is None
         speeds.measured(5, 1.0)
     assert speeds.own == 0.2
+    assert speeds.rough
+    speeds.measured(5, 1.0)
+    assert not speeds.rough
 
 
 def test_a_phase_counts_as_much_as_its_steps_one_by_one() -> None:

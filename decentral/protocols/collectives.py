@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
@@ -342,19 +343,20 @@ async def gather_mean(peer: Peer, values: Tensor, codec: Codec, attempt: Attempt
         return await aside(peer, codec, values.numel(), lambda: attempt.fold(contributions))
     names = [attempt.tag(f"a{segment or ''}") for segment in range(len(segments))]
     others = [member for member in attempt.members if member != peer.id]
-    own: list[Packet] = []
-    result = torch.empty_like(values)
-    with _owing(peer, lambda: [(member, name) for name in names[len(own) :] for member in others]):
+    own: deque[Packet] = deque()  # sent and not yet folded
+    sent, result = 0, torch.empty_like(values)
+    with _owing(peer, lambda: [(member, name) for name in names[sent:] for member in others]):
         for step in range(len(segments) + AHEAD):
             if step < len(segments):
                 start, stop = segments[step]
                 pack = functools.partial(attempt.packed, values[start:stop], codec)
                 own.append(await aside(peer, codec, stop - start, pack))
+                sent += 1
                 for member in others:
-                    peer.send(member, names[step], own[step])
+                    peer.send(member, names[step], own[-1])
             if step >= AHEAD:
                 start, stop = segments[step - AHEAD]
-                packets = await attempt.packets(peer, own[step - AHEAD], names[step - AHEAD])
+                packets = await attempt.packets(peer, own.popleft(), names[step - AHEAD])
                 fold = functools.partial(_folded, peer, packets, values[start:stop], codec, attempt)
                 result[start:stop] = await aside(peer, codec, len(packets) * (stop - start), fold)
     return result

@@ -90,6 +90,7 @@ class Layers(Cut):
     layers: int = Field(default=3, ge=1)
     """Layers in a fragment."""
     order: Literal["strided", "sequential"] = "strided"
+    """Which layers are in a fragment together: every n-th, or neighbours."""
 
     def split(self, layout: Layout) -> list[Fragment]:
         stack = layout.layers()

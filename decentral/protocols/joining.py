@@ -1,8 +1,9 @@
 """How a worker comes into a run that has begun: it takes over a member's state, and follows it until it takes part.
 
-A newcomer is a guest (see `members.Members`). It asks a member for its state, which that gives at rest: between rounds,
-before its next local step. The state travels in segments, several at a time; both sides hash each of them beside the
-wire, and the newcomer has it where it will train. A member that goes meanwhile is replaced by another one.
+A newcomer is a guest (see `members.Members`). It asks a member for its state, which that gives at rest: between rounds
+and between two local steps, be it in the midst of a phase. The state travels in segments, several at a time; both sides
+hash each of them beside the wire, and the newcomer has it where it will train. A member that goes meanwhile is replaced
+by another one.
 
 From then on the member, its *host*, sends it the means that rounds come to, so that it may run the rule as everybody
 does, only that its local steps pass without work and its rounds are heard instead of made. It votes as a guest; the
@@ -19,6 +20,7 @@ import math
 import zlib
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +28,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from decentral.errors import PeerGone
-from decentral.members import Ballot, Decision, Members
+from decentral.members import Ballot, Decision, Members, Outcome
 from decentral.peer import PREEMPTED, Peer
 from decentral.protocols.codecs import Float32
 from decentral.protocols.collectives import SEGMENT
@@ -173,6 +175,7 @@ class Host:
         self._peer = peer
         self._asking: dict[int, int] = {}  # how many had departed when they asked
         self._guests: dict[int, _Guest] = {}
+        self._of_step: list[_Settled] = []  # rounds on this local step's gradient
 
     async def listen(self) -> None:
         """Hear who asks, for ever."""
@@ -184,7 +187,8 @@ class Host:
                 self._peer.refuse(guest, error)
             if self._peer.leaves:
                 self.decline()
-            self._peer.rest_amid_phase()
+            else:
+                self._peer.rest_amid_phase()
 
     def decline(self) -> None:
         """The worker is about to leave: whoever has asked had better ask somebody else."""
@@ -194,26 +198,55 @@ class Host:
 
     def rest(self) -> None:
         """The worker is at rest: whoever has asked gets its state as it is now."""
-        asking, self._asking = self._asking, {}
-        if not asking:
-            return
-        state = _State(self._peer.snapshot())
-        for worker, departed in asking.items():
-            guest = self._guests[worker] = _Guest(departed, state.snapshot.rounds)
-            self._peer.spawn(self._give(worker, guest, state))
+        self._of_step.clear()
+        self._let_in()
 
-    async def settled(self, channel: str, number: int, decision: Decision, means: Sequence[Tensor]) -> None:
-        """A round has come to `decision`, and to these means if it was not skipped: tell the guests it went without."""
+    def rest_before_update(self) -> None:
+        """The worker has a gradient's mean and waits to step by it, for others who may be waiting for a newcomer.
+
+        Whoever has asked gets its state, to which the rounds on that gradient are yet to come, and is told of these.
+        """
+        if self._of_step:
+            self._let_in()
+
+    async def settled(
+        self, channel: str, number: int, decision: Decision, means: Sequence[Tensor], *, cumulative: bool
+    ) -> None:
+        """A round has come to `decision`, and to these means if it was not skipped: tell the guests it went without.
+
+        Of one that is not `cumulative` the rule keeps nothing before the update: until then it can still be told of.
+        """
+        round_ = _Settled(channel, number, decision.outcome, means)
+        if not cumulative:
+            self._of_step.append(round_)
         for worker, guest in list(self._guests.items()):
             if not self._is_here(worker, guest):
                 self._forget(worker, guest)
             elif worker not in decision.members:
-                self._peer.send(worker, _told(channel, number, "outcome"), signal(decision.outcome))
-                for index, mean in enumerate(means):
-                    self._peer.send(worker, _told(channel, number, f"mean {index}"), PLAIN.encode(mean))
-                guest.told[channel] = number
+                self._tell(worker, guest, round_)
                 if (number - guest.rounds.get(channel, 0)) % AHEAD == 0:
                     await self._wait_for(worker, guest, channel, number)
+
+    def _let_in(self) -> None:
+        """Give whoever has asked the state as it is now; it has yet to hear the rounds on this step's gradient."""
+        asking, self._asking = self._asking, {}
+        if not asking:
+            return
+        snapshot = self._peer.snapshot()
+        begun = {round_.channel: round_.number - 1 for round_ in reversed(self._of_step)}
+        state = _State(replace(snapshot, rounds={**snapshot.rounds, **begun}))
+        for worker, departed in asking.items():
+            guest = self._guests[worker] = _Guest(departed, state.snapshot.rounds)
+            for round_ in self._of_step:
+                self._tell(worker, guest, round_)
+            self._peer.spawn(self._give(worker, guest, state))
+
+    def _tell(self, worker: int, guest: _Guest, round_: _Settled) -> None:
+        channel, number, outcome, means = round_
+        self._peer.send(worker, _told(channel, number, "outcome"), signal(outcome))
+        for index, mean in enumerate(means):
+            self._peer.send(worker, _told(channel, number, f"mean {index}"), PLAIN.encode(mean))
+        guest.told[channel] = number
 
     async def _give(self, worker: int, guest: _Guest, state: _State) -> None:
         """Send the state for as long as the guest is here and has not asked anew."""
@@ -259,6 +292,15 @@ class Host:
         if known:
             del self._guests[worker]
         return known
+
+
+class _Settled(NamedTuple):
+    """A round that has ended, and its pieces' means; none if it was skipped."""
+
+    channel: str
+    number: int
+    outcome: Outcome
+    means: Sequence[Tensor]
 
 
 class _Guest:

@@ -49,7 +49,8 @@ class PALSGD(AllReduceRule):
         while steps:
             straight = next((step for step in range(steps) if chance.random() < self.probability), steps)
             if straight:
-                await peer.train(straight)
+                if await peer.train(straight) < straight:  # the round must begin now
+                    return
                 steps -= straight
             if steps:
                 share = self.alpha * peer.learning_rate(peer.step) / self.probability

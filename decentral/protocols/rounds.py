@@ -203,7 +203,9 @@ class Round:
             else:
                 piece.coder.abort()
         if self._peer.host is not None:
-            await self._peer.host.settled(self._channel, self._number, decision, () if skipped else whole)
+            await self._peer.host.settled(
+                self._channel, self._number, decision, () if skipped else whole, cumulative=self._cumulative
+            )
         return None if skipped else whole
 
     async def _hear(self) -> list[Tensor] | None:
@@ -217,7 +219,7 @@ class Round:
         decision = await vote
         peer.ended_round(self._channel, self._number, decision.outcome, decision.members.ids)
         if peer.host is not None:  # who takes part on one channel may be a host, and a guest still on another
-            await peer.host.settled(self._channel, self._number, decision, means or ())
+            await peer.host.settled(self._channel, self._number, decision, means or (), cumulative=self._cumulative)
         return means
 
     def _reduction(self, index: int) -> _Reduction:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from decentral.errors import ConfigError
 from decentral.part import Part
 from decentral.peer import Peer
-from decentral.protocols.schedule import MatchedRandom, Planned, Schedule
+from decentral.protocols.schedule import EQUAL, MatchedRandom, Planned, Schedule
 from decentral.state import Layout
 
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ class SyncRule(Part):
         except ConfigError:
             return False
         return True
+
+    @property
+    def takes_unequal_phases(self) -> bool:
+        """Whether workers may do unequal numbers of local steps between two rounds: `period` takes any schedule."""
+        field = type(self).model_fields.get("period")
+        return field is not None and EQUAL not in field.metadata and isinstance(getattr(self, "period", None), Schedule)
 
     def check_newcomers(self) -> None:
         """Refuse, with `ConfigError`, a fleet to which workers come after the start, if the rule cannot take them."""

@@ -19,7 +19,9 @@ from decentral.peer import Peer
 from decentral.replica import seed_of
 
 PROBE = 3
-"""Local steps of a phase whose right length is not known yet: few, for everybody waits for the slowest."""
+"""Local steps of a phase that finds the right length: few, for everybody waits for the slowest. The first warms up."""
+TRIAL = 0.25
+"""Share of its length that a phase has whose length rests on such a probe: few steps say little, and may mislead."""
 ROUNDING = 1e-9
 """Steps by which sums of floating-point seconds may fall short of a whole one."""
 
@@ -131,10 +133,10 @@ class Timed(Schedule):
 
         H_i = floor(T / s_i), at least 1;   s_i: seconds that a local step takes worker i
 
-    Workers need not hear of each other for it. The first two phases are a few steps: one to warm up, one that tells a
-    worker its speed. From then on a phase of constant speed takes more than T - s_i seconds and at most T, so nobody
-    waits longer than one step of its own. What others do is not fed back and a measurement is soon forgotten: there is
-    nothing that could swing.
+    Workers need not hear of each other for it. The first phase is a few steps: one to warm up, others that tell a
+    worker its speed; the second lasts T / 4, and says so with more of them. From then on a phase of constant speed
+    takes more than T - s_i seconds and at most T, so nobody waits longer than one step of its own. What others do is
+    not fed back and a measurement is soon forgotten: there is nothing that could swing.
     """
 
     name = "timed"
@@ -144,7 +146,11 @@ class Timed(Schedule):
 
     def steps(self, peer: Peer) -> int:
         own = peer.speeds.own
-        return PROBE if own is None else max(1, int(self.seconds / own + ROUNDING))
+        if own is None:
+            peer.probe()
+            return PROBE
+        share = TRIAL if peer.speeds.rough else 1.0
+        return max(1, int(share * self.seconds / own + ROUNDING))
 
 
 class DyLU(Schedule):
@@ -153,8 +159,8 @@ class DyLU(Schedule):
         H_i = floor(H v_i / max_j v_j);   v_i = 1 / s_i, local steps a second
 
     Dynamic local updates, Liu et al., arXiv 2401.09135, section 4, for rules without a server; as `timed` with
-    T = H min_j s_j. When a phase begins each worker tells all others its s_i, a packet of a few bytes, and they hear it
-    while they train. The first three phases are a few steps: the third is for hearing of the others.
+    T = H min_j s_j. When a phase ends each worker tells all others its s_i, a packet of a few bytes, which is there
+    before the round has ended. The first phase is a few steps, and the second has a quarter of its length, as `timed`.
     """
 
     name = "dylu"
@@ -166,12 +172,13 @@ class DyLU(Schedule):
     wait; one that says it is faster cannot make their phases shorter than H / ratio."""
 
     def steps(self, peer: Peer) -> int:
-        peer.tell_speed()
+        peer.probe(then=peer.tell_speed)
         own, others = peer.speeds.own, [worker for worker in peer.members if worker != peer.id]
         told = peer.speeds.of(others)
         if own is None or (others and not told):
             return min(PROBE, self.period)
-        return max(math.ceil(self.period / self.ratio), int(self.period * min([own, *told]) / own + ROUNDING))
+        period = self.period * (TRIAL if peer.speeds.rough else 1.0)
+        return max(math.ceil(period / self.ratio), int(period * min([own, *told]) / own + ROUNDING))
 
 
 PLANNED: dict[str, type[Planned]] = {schedule.name: schedule for schedule in (QSR, Growing)}
@@ -203,7 +210,8 @@ def _require_equal(schedule: Schedule) -> Schedule:
     return schedule
 
 
-EqualPeriod = Annotated[Period, AfterValidator(_require_equal)]
+EQUAL = AfterValidator(_require_equal)
+EqualPeriod = Annotated[Period, EQUAL]
 """A field type for rules whose workers must do equally many local steps: a `Period` that sees to it."""
 
 

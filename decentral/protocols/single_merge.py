@@ -44,6 +44,7 @@ class SingleMerge(SyncRule):
     codec: CodecField = Float32()
     """How parameters travel in gossip; the merge itself is in float32."""
     all_reduce: AllReduce = "butterfly"
+    """Who talks to whom in the merge; see `AllReduceRule`."""
 
     @model_validator(mode="after")
     def _window_in_order(self) -> SingleMerge:

@@ -117,6 +117,18 @@ def test_gossip_takes_them_in_at_once(rule: SyncRule) -> None:
     assert any(record.outcome == "committed" for record in exchanged[-10:])
 
 
+def test_the_state_is_given_in_the_midst_of_a_phase() -> None:
+    """A phase takes two seconds. Who is back begins its first one before its host has ended the one under way."""
+    task = {"name": "tests.chaos.tasks:Paced", "dimension": 64, "step_s": 0.01}
+    outcome = train_here(cluster(mortal(Gossip(period=200), {1: 200}, {}), workers=2, steps=600, task=task), lives=2)
+    back_s = next(record.time_s for record in outcome.left() if record.reason == "crashed")
+    trained = [record for record in outcome.records if isinstance(record, Trained) and record.time_s > back_s]
+    first = {worker: next(record for record in trained if record.worker == worker) for worker in (0, 1)}
+    assert first[0].seconds > 2
+    assert first[1].time_s - first[1].seconds < first[0].time_s - 1
+    assert first[0].steps == first[1].steps == 200
+
+
 @pytest.mark.parametrize("rule", [LocalSGD(period=4), DiLoCo(period=3, outer=OuterSGD(lr=1.0))], ids=short)
 def test_every_sample_is_accounted_for(rule: SyncRule) -> None:
     """What the journal says is settled is in the model, and nothing else is; what was lost is trained on again."""

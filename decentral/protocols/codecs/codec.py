@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -94,13 +95,24 @@ class Codec(Part):
 
         Raises `FrameError` if the packet is of another codec or length than `like` calls for, or is not finite.
         """
-        return self.read(packet, like)
+        self._require_fitting(packet, like)
+        return self._open(packet, like, None)
 
     def read(self, packet: Packet, like: Tensor, into: Tensor | None = None) -> Tensor:
-        """Return what `decode` does, perhaps in the packet's own storage, which others may read: do not change it.
+        """Return what `decode` does, perhaps in memory that others read too: do not change it.
 
-        With `into` `[n]` float32, contiguous, it is written there instead.
+        It is the packet's own, or was made for who read the packet before. With `into` `[n]` float32, contiguous, it is
+        written there instead.
         """
+        self._require_fitting(packet, like)
+        if packet.payload is None or (into is not None and not packet.read):
+            packet.read = True
+            return self._open(packet, like, into)
+        if packet.decoded is None:  # simulated workers hear the same packet, and would all come to the same
+            packet.decoded = self._open(packet, like, None)
+        return packet.decoded.view(like.shape) if into is None else into.copy_(packet.decoded).view(like.shape)
+
+    def _require_fitting(self, packet: Packet, like: Tensor) -> None:
         numel = like.numel()
         if packet.codec != self.spelling():
             raise FrameError("codec", f"expected a packet of codec '{self.spelling()}', got one of {packet.codec!r}")
@@ -110,6 +122,9 @@ class Codec(Part):
                 f"expected {numel} elements in {self.wire_bytes(numel)} bytes of codec '{self.spelling()}', "
                 f"got {packet.numel} in {packet.nbytes}",
             )
+
+    def _open(self, packet: Packet, like: Tensor, into: Tensor | None) -> Tensor:
+        numel = like.numel()
         if not isinstance(like, Tensor):  # a phantom: there is nothing to decode into
             return like
         if packet.payload is None or packet.payload.numel() != packet.nbytes:
@@ -117,11 +132,15 @@ class Codec(Part):
                 "length", f"a packet of codec '{packet.codec}' says {packet.nbytes} bytes and brings another number"
             )
         values = self.opened(packet.payload.to(like.device), numel, into)
-        if numel:
-            low, high = torch.aminmax(values)  # one pass without temporaries; NaN is contagious
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise FrameError("not_finite", f"a packet of codec '{self.spelling()}' decodes to NaN or infinity")
+        self.require_finite(values)
         return values.view(like.shape)
+
+    def require_finite(self, values: Tensor) -> None:
+        """Raise `FrameError` if there is NaN or infinity among what a packet has decoded to."""
+        if values.numel():
+            low, high = torch.aminmax(values)  # one pass without temporaries; NaN is contagious
+            if not (isfinite(low.item()) and isfinite(high.item())):
+                raise FrameError("not_finite", f"a packet of codec '{self.spelling()}' decodes to NaN or infinity")
 
     def opened(self, payload: Tensor, numel: int, into: Tensor | None) -> Tensor:
         """Return what a payload of the right length stands for, `[numel]` float32, in `into` if there is one.

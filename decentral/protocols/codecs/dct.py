@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from decentral.protocols.codecs.shaped import Shaped, Shapes
-from decentral.protocols.codecs.sparse import SLICE, Rows, Sparse
+from decentral.protocols.codecs.sparse import SLICE, Rows, Sparse, spread, together
 
 LARGEST_SIDE = 64
 """Of a tile."""
@@ -37,7 +37,7 @@ class DCT(Shaped, Sparse):
 
     def rows(self, numel: int) -> Sequence[Rows]:
         return [
-            Rows(tiles.down * tiles.across, tiles.height * tiles.width, min(self.k, tiles.height * tiles.width))
+            Rows(tiles.number, tiles.height * tiles.width, min(self.k, tiles.height * tiles.width))
             for tiles in _tiles(self.shapes(numel), numel)
         ]
 
@@ -46,35 +46,66 @@ class DCT(Shaped, Sparse):
 
     def unpack(self, payload: Tensor, values: Tensor) -> None:
         super().unpack(payload, values)
-        for tiles, part in self._slices(values):
-            part.copy_(_inverse(part, tiles))
+        self._transform_back(values)
+
+    def travelled(self, values: Tensor) -> Tensor:
+        arrived = super().travelled(self.transform(values))
+        self._transform_back(arrived)
+        return arrived
 
     def transform(self, values: Tensor) -> Tensor:
         """Return the coefficients `[n]` of `values` `[n]`, tile after tile."""
         coefficients = torch.empty_like(values)
-        for (tiles, part), (_, out) in zip(self._slices(values), self._slices(coefficients), strict=True):
-            out.copy_(_forward(part, tiles))
+        for batch in self._batches(values.numel()):
+            tiles = torch.cat([each.cut(values) for each in batch])
+            spread(_forward(tiles).view(-1), coefficients, [each.span for each in batch])
         return coefficients
 
-    def _slices(self, values: Tensor) -> Iterator[tuple[_Tiles, Tensor]]:
-        """Yield rows of tiles that fit into the cache together, and their elements, a view of `values`."""
-        start = 0
-        for tiles in _tiles(self.shapes(values.numel()), values.numel()):
-            per_row = tiles.height * tiles.across * tiles.width
-            step = max(1, SLICE // per_row)
-            for first in range(0, tiles.down, step):
-                down = min(step, tiles.down - first)
-                yield tiles._replace(down=down), values[start : start + down * per_row]
-                start += down * per_row
+    def _transform_back(self, coefficients: Tensor) -> None:
+        """Undo `transform` in place."""
+        for batch in self._batches(coefficients.numel()):
+            blocks = together(coefficients, [each.span for each in batch]).view(-1, batch[0].height, batch[0].width)
+            parts = _inverse(blocks).split_with_sizes([each.number for each in batch])
+            for each, part in zip(batch, parts, strict=True):
+                each.join(part, coefficients)
+
+    def _batches(self, numel: int) -> tuple[tuple[_Tiles, ...], ...]:
+        return _batches(self.shapes(numel), numel)
 
 
 class _Tiles(NamedTuple):
-    """`down x across` tiles of `height x width` that make up a matrix."""
+    """`down x across` tiles of `height x width` that make up a matrix, from element `start` of the vector on."""
 
+    start: int
     down: int
     across: int
     height: int
     width: int
+
+    @property
+    def number(self) -> int:
+        return self.down * self.across
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.number * self.height * self.width)
+
+    def pieces(self) -> Iterator[_Tiles]:
+        """Yield as many rows of tiles at a time as fit into the cache together."""
+        per_row = self.height * self.across * self.width
+        step = max(1, SLICE // per_row)
+        for first in range(0, self.down, step):
+            yield self._replace(start=self.start + first * per_row, down=min(step, self.down - first))
+
+    def cut(self, values: Tensor) -> Tensor:
+        """Return the tiles `[number, height, width]` of `values` `[n]`."""
+        matrix = values[self.span].view(self.down, self.height, self.across, self.width)
+        return matrix.transpose(1, 2).reshape(-1, self.height, self.width)
+
+    def join(self, tiles: Tensor, values: Tensor) -> None:
+        """Undo `cut`: write the tiles to where they belong in `values` `[n]`."""
+        matrix = values[self.span].view(self.down, self.height, self.across, self.width)
+        matrix.copy_(tiles.view(self.down, self.across, self.height, self.width).transpose(1, 2))
 
 
 @lru_cache(maxsize=256)
@@ -82,18 +113,37 @@ def _tiles(shapes: Shapes, numel: int) -> tuple[_Tiles, ...]:
     """Return the tiles of each tensor; raises `ValueError` unless the tensors make up the vector."""
     if sum(prod(shape) for shape in shapes) != numel:
         raise ValueError(f"a vector of {numel} elements is not made of tensors of shapes {shapes}")
-    tiles = []
+    tiles, start = [], 0
     for shape in shapes:
         rows, columns = shape[0] if len(shape) > 1 else 1, prod(shape[1:]) if len(shape) > 1 else prod(shape)
         if not rows * columns:
             continue
         if rows > 1:
             height, width = _side(rows), _side(columns)
-            tiles.append(_Tiles(rows // height, columns // width, height, width))
-            continue
-        whole, rest = divmod(columns, LARGEST_SIDE)
-        tiles += [_Tiles(whole, 1, 1, LARGEST_SIDE)] * bool(whole) + [_Tiles(1, 1, 1, rest)] * bool(rest)
+            tiles.append(_Tiles(start, rows // height, columns // width, height, width))
+        else:
+            whole, rest = divmod(columns, LARGEST_SIDE)
+            tiles += [_Tiles(start, whole, 1, 1, LARGEST_SIDE)] * bool(whole)
+            tiles += [_Tiles(start + columns - rest, 1, 1, 1, rest)] * bool(rest)
+        start += rows * columns
     return tuple(tiles)
+
+
+@lru_cache(maxsize=256)
+def _batches(shapes: Shapes, numel: int) -> tuple[tuple[_Tiles, ...], ...]:
+    """Return the vector's tiles, those of equal sides together: small ones are many. A batch fits into the cache."""
+    batches: list[list[_Tiles]] = []
+    latest: dict[tuple[int, int], tuple[list[_Tiles], int]] = {}
+    for tiles in _tiles(shapes, numel):
+        for piece in tiles.pieces():
+            size = piece.span.stop - piece.span.start
+            batch, held = latest.get((piece.height, piece.width), ([], SLICE))
+            if held + size > SLICE:
+                batch, held = [], 0
+                batches.append(batch)
+            batch.append(piece)
+            latest[piece.height, piece.width] = batch, held + size
+    return tuple(map(tuple, batches))
 
 
 def _side(length: int) -> int:
@@ -101,39 +151,40 @@ def _side(length: int) -> int:
 
 
 @lru_cache(maxsize=LARGEST_SIDE)
-def _matrix(size: int) -> Tensor:
-    """Return D `[size, size]` float64: row u is the u-th cosine."""
+def _matrix(size: int, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return D `[size, size]`: row u is the u-th cosine."""
     angles = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(torch.pi / (2 * size) * torch.outer(angles, 2 * angles + 1)) * sqrt(2 / size)
     matrix[0] = 1 / sqrt(size)
-    return matrix
+    return matrix.to(device, dtype)
 
 
-def _forward(values: Tensor, tiles: _Tiles) -> Tensor:
-    """Return the tiles' coefficients, tile after tile, of the elements of whole rows of tiles."""
-    down, across, height, width = tiles
-    left, right = (_matrix(side).to(values) for side in (height, width))
-    columns = torch.matmul(left, values.view(down, height, across * width))
-    both = torch.matmul(columns.view(-1, width), right.T)
-    return both.view(down, height, across, width).transpose(1, 2).reshape(-1)
+@lru_cache(maxsize=LARGEST_SIDE)
+def _fixed_matrix(size: int, device: torch.device) -> Tensor:
+    """Return D `[size, size]` in fixed point: whole numbers, float64."""
+    fixed: Tensor = (_matrix(size, device) * 2**MATRIX_BITS).round_()
+    return fixed
 
 
-def _inverse(coefficients: Tensor, tiles: _Tiles) -> Tensor:
+def _forward(tiles: Tensor) -> Tensor:
+    """Return the coefficients of tiles `[m, height, width]`, likewise."""
+    left, right = (_matrix(side, tiles.device, tiles.dtype) for side in tiles.shape[1:])
+    return torch.matmul(torch.matmul(left, tiles), right.T)
+
+
+def _inverse(blocks: Tensor) -> Tensor:
     """Undo `_forward`, with the same bits wherever it runs.
 
     Sums of products of floats depend on their order, and so on the processor. Sums of integers do not, and float64
     holds these exactly.
     """
-    down, across, height, width = tiles
-    left, right = ((_matrix(side) * 2**MATRIX_BITS).round_().to(coefficients.device) for side in (height, width))
-    blocks = coefficients.view(-1, height, width)
+    left, right = (_fixed_matrix(side, blocks.device) for side in blocks.shape[1:])
     exponents = blocks.abs().amax(dim=(1, 2), keepdim=True).view(torch.int32) >> 23
     exponents = exponents.to(torch.int64) - 126  # every |coefficient| < 2^exponent
     fixed = (blocks.double() * _power_of_two(VALUE_BITS - exponents)).round_()
     fixed = torch.matmul(fixed, right).mul_(2.0**-MATRIX_BITS).round_()
     fixed = torch.matmul(left.T, fixed)
-    values = fixed.mul_(_power_of_two(exponents - VALUE_BITS - MATRIX_BITS)).to(torch.float32)
-    return values.view(down, across, height, width).transpose(1, 2).reshape(-1)
+    return fixed.mul_(_power_of_two(exponents - VALUE_BITS - MATRIX_BITS)).to(torch.float32)
 
 
 def _power_of_two(exponents: Tensor) -> Tensor:

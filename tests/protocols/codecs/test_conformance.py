@@ -57,6 +57,29 @@ def test_decoding_is_deterministic_and_has_the_length_of_the_input(codec: Codec,
     assert (decoded.shape, decoded.dtype) == ((size,), torch.float32)
 
 
+@every_codec
+def test_who_reads_a_packet_later_finds_what_was_decoded_and_who_decodes_it_has_values_of_its_own(codec: Codec) -> None:
+    packet, like = codec.encode(normals(1000)), torch.empty(1000)
+    first = codec.read(packet, like)
+    assert codec.read(packet, like).data_ptr() == first.data_ptr()
+    codec.decode(packet, like).add_(1)
+    codec.read(packet, like, into=torch.empty(1000)).add_(1)
+    assert torch.equal(codec.read(packet, like), codec.decode(codec.encode(normals(1000)), like))
+    with pytest.raises(FrameError, match="expected 999 elements"):
+        codec.read(packet, torch.empty(999))
+
+
+@every_codec
+def test_everybody_has_the_same_where_it_is_written_whoever_reads_first(codec: Codec) -> None:
+    packet, like = codec.encode(normals(1000)), torch.empty(1000)
+    places = [torch.full((1000,), math.nan) for _ in range(3)]
+    for place in places:
+        codec.read(packet, like, into=place)
+    assert all(torch.equal(place, codec.decode(packet, like)) for place in places)
+    with pytest.raises(FrameError):
+        codec.read(Packet("another", 1000, packet.nbytes, packet.payload), like, into=places[0])
+
+
 @pytest.mark.parametrize("codec", BUILT_IN, ids=label)
 def test_the_loss_is_of_the_kind_declared(codec: Codec) -> None:
     values = normals(4096)

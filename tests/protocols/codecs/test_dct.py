@@ -89,6 +89,12 @@ def test_each_tensor_has_tiles_of_its_own() -> None:
         start += len(part)
 
 
+@pytest.mark.parametrize("values", ["float32", "int8", "sign_magnitude"])
+def test_a_round_trip_is_what_the_receiver_decodes(values: str) -> None:
+    codec, sent = DCT(k=5, values=values).fit(MODEL), normals(NUMEL)
+    assert torch.equal(codec.round_trip(sent), codec.decode(codec.encode(sent), sent))
+
+
 def test_with_all_coefficients_everything_arrives() -> None:
     values = normals(NUMEL)
     torch.testing.assert_close(DCT(k=4096).fit(MODEL).round_trip(values), values, rtol=0, atol=5e-6)

@@ -31,7 +31,8 @@ PORT = 6379
 SUBNET = "10.77.0"
 _NOTHING: Mapping[int, Mapping[str, str]] = {}
 _RAY = str(Path(sys.executable).with_name("ray"))
-_RAY_START = (_RAY, "start", "--disable-usage-stats")
+_RAY_START = (_RAY, "start", "--disable-usage-stats", "--include-log-monitor=false")
+"""Nobody here reads logs through Ray, and its log monitors, one for each machine, would share this one's cores."""
 
 
 class Cluster:
