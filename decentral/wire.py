@@ -6,7 +6,7 @@ headers, so both worlds count the same bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -33,6 +33,7 @@ class Packet:
     """An encoded vector of `numel` elements: `payload` is `[nbytes]` uint8 on the CPU, None in timing-only mode.
 
     `weight` is how much it counts in a weighted mean: the samples or tokens it stands for, as its sender says.
+    What does not travel: whether somebody here has `read` it, and what was `decoded` then for those who read it next.
     """
 
     codec: str
@@ -40,6 +41,8 @@ class Packet:
     nbytes: int
     payload: Tensor | None
     weight: int = 1
+    read: bool = field(default=False, repr=False)
+    decoded: Tensor | None = field(default=None, repr=False)
 
 
 Refusal = Literal[

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-import grpc
 import ray
 import ray.util
 
 from decentral.config import Run
 from decentral.errors import RunError
+from decentral.workers.tuned import grpc
 
 REACH_S = 10.0
 """Seconds a cluster has to answer at its address."""

@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import grpc
-import grpc.aio
 import msgpack
 from pydantic import BaseModel, ValidationError
 
@@ -24,6 +22,7 @@ from decentral.workers import rpc
 from decentral.workers.coordinator import WATCH_S, Coordinator, Entrant, Refused, Welcome
 from decentral.workers.reports import Fields
 from decentral.workers.transport import Contact
+from decentral.workers.tuned import grpc
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -64,7 +64,7 @@ class Pace:
         """Return how many bytes to send at once, at most `most`."""
         if self._up is None:
             return most
-        return max(SMALLEST_CHUNK, min(most, int(self._up.bytes_per_s * SLICE_S)))
+        return max(SMALLEST_CHUNK, int(min(most, self._up.bytes_per_s * SLICE_S)))
 
 
 class Flow:

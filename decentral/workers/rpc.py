@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import grpc
-import grpc.aio
-
 from decentral.errors import ConfigError, RunError
 from decentral.workers import certs
+from decentral.workers.tuned import grpc
 
 SECRET_KEY = "decentral-secret"
 """Metadata key under which every call carries the run secret."""

@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
-import grpc
-import grpc.aio
 from torch import Tensor
 
 from decentral.errors import PeerGone
@@ -26,6 +24,7 @@ from decentral.wire import FrameError, Header, Packet, unpack_header
 from decentral.workers import rpc
 from decentral.workers.buffers import Buffers
 from decentral.workers.pace import Pace
+from decentral.workers.tuned import grpc
 
 CHUNK = 1 << 20
 """Bytes of payload in a message."""
@@ -360,21 +359,32 @@ class Patience:
 
 async def call_worker(address: str, keys: rpc.Keys) -> Sign:
     """Find out whether a worker lives at the address."""
+    sign = await _knock(address)
+    if sign != "alive":
+        return sign
+    channel = rpc.dial(address, keys)
+    try:
+        await channel.unary_unary(_BEAT)(b"", metadata=keys.metadata, timeout=CALL_S)
+    except grpc.aio.AioRpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            return "gone"  # a stranger has its port
+        # A process that is being killed still has a port at first: whoever hung up may be gone by now.
+        return "gone" if await _knock(address) == "gone" else "silent"
+    finally:
+        await channel.close()
+    return "alive"
+
+
+async def _knock(address: str) -> Sign:
+    """Find out whether anybody listens there."""
     host, _, port = address.rpartition(":")
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), CALL_S)
-        writer.close()
     except ConnectionRefusedError:
         return "gone"
     except (OSError, asyncio.TimeoutError):
         return "silent"
-    channel = rpc.dial(address, keys)
-    try:
-        await channel.unary_unary(_BEAT)(b"", metadata=keys.metadata, timeout=CALL_S)
-    except grpc.aio.AioRpcError as error:  # a stranger has its port, or nobody can tell
-        return "gone" if error.code() == grpc.StatusCode.UNAUTHENTICATED else "silent"
-    finally:
-        await channel.close()
+    writer.close()
     return "alive"
 
 

@@ -15,7 +15,8 @@ from decentral.config import Run
 from decentral.members import Members
 from decentral.offload import OffloadedReplica
 from decentral.peer import PREEMPTED, Peer
-from decentral.pipeline import Line, TorchStage
+from decentral.pipeline import Line, Stages, TorchStage
+from decentral.pipeline.memory import memory_bytes
 from decentral.protocols.protection import Guard
 from decentral.replica import Replica, TorchReplica
 from decentral.workers import rpc
@@ -111,6 +112,7 @@ async def _live_once(
             loading_s=lambda: replica.loading_s,
             column=run.pipeline.grid.column(worker, run.fleet.size),
             room_bytes=0 if stage is None else stage.room_bytes,
+            cuts=run.cuts_phases,
         )
         if saved is not None and welcome.host is None:
             peer.restore(saved)
@@ -149,7 +151,11 @@ def _replica(run: Run, worker: int, device: torch.device) -> TorchReplica:
     """Return what the worker trains: a whole model, or its stage of one."""
     task = run.make_task()
     if run.pipeline.stages > 1:
-        return run.make_stage(task, run.pipeline.cut(task, run.seed, run.batch_size), worker, device)
+        cut = run.pipeline.cut(task, run.seed, run.batch_size)
+        stages = Stages(run.pipeline, cut, task, run.seed, run.batch_size, run.inner, run.fleet)
+        who = f"worker {worker} has stage {run.pipeline.grid.stage(worker)} and the device '{device}'"
+        stages.require_room(who, worker, [memory_bytes(device)] * cut.stages)  # before anything is allocated
+        return run.make_stage(task, cut, worker, device)
     return (OffloadedReplica if run.real.offload else TorchReplica)(
         task,
         run.inner,

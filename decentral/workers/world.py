@@ -62,6 +62,7 @@ class RealWorld:
         self._contacts: dict[int, Contact] = {}
         self._detector = Detector(BEAT_S)
         self._must_go = False
+        self._interrupted = False
         self._suspects: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._beating: dict[int, asyncio.Task[None]] = {}
         self.layerwise = None  # an inner optimiser may clip by the norm of the whole gradient
@@ -130,7 +131,7 @@ class RealWorld:
 
     def _heed(self, main: asyncio.Task[None], notice: Notice) -> None:
         """Leave between two rounds, or in the midst of one if there is no time."""
-        self._peer.leave()
+        self._peer.leave(notice.deadline_s - GOING_S)
 
         def go() -> None:
             self._must_go = True
@@ -234,6 +235,29 @@ class RealWorld:
     async def compute(self, peer: Peer, steps: float, work: Callable[[], T]) -> T:
         """Do the work in the worker's thread; training takes a slow worker longer, evaluation does not."""
         return await self._loop.run_in_executor(self._thread, self._training(self._slowed(work) if steps else work))
+
+    async def train(self, peer: Peer, step: int, steps: int) -> tuple[int, float | None]:
+        """Train in the worker's thread; a slow worker sleeps after each step, in proportion."""
+        self._interrupted = False
+        handicap = _Handicap(self._speed)
+        by_step = peer.params.device.type == "cpu"  # elsewhere a step has hardly begun when the next one is asked for
+
+        def goes_on() -> bool:
+            if by_step:
+                handicap.keep()
+            return not self._interrupted
+
+        def work() -> tuple[int, float | None]:
+            handicap.begin()
+            done = peer.replica.train(step, steps, goes_on)
+            handicap.keep()
+            return done
+
+        return await self._loop.run_in_executor(self._thread, self._training(work))
+
+    def interrupt(self, peer: Peer) -> None:
+        """Have the thread stop after the step at hand."""
+        self._interrupted = True
 
     async def aside(self, peer: Peer, numel: int, work: Callable[[], T]) -> T:
         """Do the work in a thread of its own: the event loop goes on feeding the wire."""

@@ -72,6 +72,7 @@ def weathered(rule: dict[str, Any], steps: int, folder: Path, seed: int) -> Stor
     return storm
 
 
+@pytest.mark.slow
 def test_survivors_hold_the_same_bits(tmp_path: Path) -> None:
     storm = weathered(TOPK, QUICK_STEPS, tmp_path, seed=0)
     assert len(storm.faults) >= 5

@@ -61,6 +61,7 @@ def processes_below(root: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leases", ["false", "true"])
 def test_a_run_that_was_killed_goes_on_to_the_same_end(tmp_path: Path, leases: str) -> None:
     kept, folder, run_file = tmp_path / "kept", tmp_path / "run", tmp_path / "run.toml"

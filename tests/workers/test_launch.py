@@ -225,12 +225,14 @@ def driver(how: str, address: str = "") -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_without_ray_starts_its_own_and_is_quiet_about_it() -> None:
     out, err = driver("undisturbed").communicate(timeout=120)
     assert out.splitlines()[-1] == "[0, 1] True True"
     assert err == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_local_run_with_all_its_processes() -> None:
     process = driver("interrupted")
     assert process.stdout is not None

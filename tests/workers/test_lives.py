@@ -153,11 +153,12 @@ def test_a_worker_that_is_told_in_time_goes_between_two_rounds(tmp_path: Path) -
     run = validated({**run_of(gate=str(gate), at=600).to_fields(), "leases": True}, "told")
     outcome = train(run, on_record=see)
     assert all_equal(outcome)
-    reasons = {left.worker: left.reason for left in outcome.left()}
-    assert reasons == {0: "finished", 1: "preempted", 2: "finished"}
+    records = [record for record in outcome.records if record.worker == 1]
+    end = next(place for place, record in enumerate(records) if isinstance(record, Left))
+    assert records[end].reason == "preempted"  # another life of it may follow before the others are done
     assert "skipped" not in {said for found in outcomes(outcome) for said, _ in found}
-    last = max(record.step for record in outcome.records if isinstance(record, Trained) and record.worker == 1)
-    rounds = max(record.round for record in outcome.records if isinstance(record, Synced) and record.worker == 1)
+    last = max(record.step for record in records[:end] if isinstance(record, Trained))
+    rounds = max(record.round for record in records[:end] if isinstance(record, Synced))
     assert last == 10 * rounds  # nothing that it has trained on is lost
     found = outcome.coverage()
     unsettled = sum(stop - start for start, stop in found.missing)  # leased ahead, and given back too late for anybody

@@ -377,6 +377,7 @@ def test_whoever_stops_waiting_leaves_the_signal_as_it_was() -> None:
 RAY_SCRIPT = Path(__file__).with_name("draining.py")
 
 
+@pytest.mark.slow
 def test_ray_tells_an_actor_that_its_own_node_is_drained() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

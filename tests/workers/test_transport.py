@@ -22,7 +22,7 @@ from decentral.sim.clock import VirtualLoop
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers import rpc
 from decentral.workers.pace import Pace
-from decentral.workers.transport import CHUNK, METHOD, SERVICE, Contact, Patience, Transport, opening
+from decentral.workers.transport import CHUNK, METHOD, SERVICE, Contact, Patience, Transport, call_worker, opening
 
 SECRET = "0123456789abcdef"
 KEYS = rpc.Keys(SECRET)
@@ -263,6 +263,28 @@ def test_the_dead_the_unknown_and_the_unwilling_are_gone() -> None:
                 await sender.send(1, header_of(GOOD), GOOD)
             sender.send(2, header_of(GOOD), GOOD)  # nobody looks at it, and nobody complains
             await sender.drained()
+
+    run(main())
+
+
+@pytest.mark.parametrize(("lets_go", "sign"), [(True, "gone"), (False, "silent")])
+def test_who_hangs_up_on_a_call_is_gone_if_its_port_is_free_then(lets_go: bool, sign: str) -> None:
+    """As a process does that is being killed: its port outlives its threads for a moment."""
+
+    async def main() -> None:
+        calls: list[asyncio.StreamWriter] = []
+
+        def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            calls.append(writer)
+            if len(calls) > 1:
+                if lets_go:
+                    server.close()
+                writer.transport.abort()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1")
+        host, port = server.sockets[0].getsockname()
+        assert await call_worker(f"{host}:{port}", KEYS) == sign
+        server.close()
 
     run(main())
 
