@@ -18,6 +18,9 @@ from decentral.outcome import Outcome
 from decentral.replica import initial_model, load_params
 from decentral.task import Task
 
+RUNS = Path("runs")
+"""Where folders of runs are made, if nobody says."""
+
 
 class RunFolder:
     """Writes a run's files into `path`, which must not hold another run's.

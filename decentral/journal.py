@@ -149,6 +149,18 @@ class Counterfactual(Record):
 
 
 @dataclass(slots=True, kw_only=True)
+class Sketched(Record):
+    """What local steps have made of the worker's parameters when the run's `number`-th evaluation was due: a sketch.
+
+    Before they meet those of others; how far replicas are apart follows (see `decentral.sketch`).
+    """
+
+    kind: ClassVar[str] = "sketched"
+    number: int
+    sketch: str
+
+
+@dataclass(slots=True, kw_only=True)
 class Spent(Record):
     """The worker has spent the last `seconds` on one `activity`: "compute", "talk", "wait" or "evaluate".
 
@@ -218,6 +230,7 @@ KINDS: dict[str, type[Record]] = {
         Restored,
         Evaluated,
         Counterfactual,
+        Sketched,
         Spent,
         Metered,
         Left,

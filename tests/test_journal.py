@@ -24,6 +24,7 @@ from decentral.journal import (
     Refused,
     Restored,
     Settled,
+    Sketched,
     Spent,
     Synced,
     Trained,
@@ -48,6 +49,7 @@ RECORDS: list[Record] = [
     Restored(time_s=2.6, worker=1, generation=None, reason="[2] are gone too"),
     Evaluated(time_s=3.0, worker=0, step=5, metrics={"loss": 1.5, 'odd "name"': -2.0}),
     Counterfactual(time_s=3.0, worker=0, step=5, members=(0, 2), metrics={"loss": 1.25}),
+    Sketched(time_s=3.0, worker=0, number=2, sketch="AACAPwAAAEA="),
     Spent(time_s=3.5, worker=1, activity="talk", seconds=0.1),
     Metered(
         time_s=3.5,

@@ -9,20 +9,24 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 from cluster import cluster
 from folders import Page, eventful, simulated, written
+from torch import Tensor
 
 from decentral import cli
 from decentral.config import Run
 from decentral.errors import ConfigError
-from decentral.journal import Evaluated, Joined, Left, Record, Refused, Synced, Trained, read_journal
+from decentral.journal import Evaluated, Joined, Left, Record, Refused, Sketched, Synced, Trained, read_journal
 from decentral.protocols import DiLoCo
 from decentral.report.page import read_runs, write_pictures
 from decentral.report.page.course import Course
 from decentral.report.page.lanes import lanes_of
+from decentral.report.page.learning import spread
 from decentral.report.page.words import duration_text
 from decentral.report.summary import dollars_text, size_text
 from decentral.sim.watch import Watch
+from decentral.sketch import sketch_of
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +306,25 @@ def test_a_timeline_has_every_second_that_a_worker_was_there(folder: Path, recor
             assert seconds(lane.busy[name]) == pytest.approx(told, rel=1e-9, abs=1e-9)
         assert len(lane.came) == len(joined) - 1
         assert lane.gone == [each.time_s for each in left if each.reason == "crashed"]
+
+
+def test_replicas_are_as_far_apart_as_their_sketches_say(tmp_path: Path) -> None:
+    """Who is many evaluations behind, and who told of one alone, do not count."""
+    near, far = torch.ones(1000), torch.ones(1000) + torch.linspace(-0.1, 0.1, 1000)
+
+    def told(time_s: float, worker: int, number: int, params: Tensor) -> Sketched:
+        return Sketched(time_s=time_s, worker=worker, number=number, sketch=sketch_of(params))
+
+    both = [told(float(number), worker, number, (near, far)[worker]) for number in range(1, 30) for worker in (0, 1)]
+    lines = lines_of(begin(0), begin(1), *both, told(30.0, 0, 2, 5 * near), told(31.0, 0, 30, near))
+    (read,) = read_runs([written(cluster(DiLoCo(period=3), 2, 3), tmp_path / "run", lines)])
+    apart = Course(read).apart
+    assert [each.time_s for each in apart] == [float(number) for number in range(1, 30)]
+    truth = float((far - near).norm() / 2 / ((near + far) / 2).norm())
+    assert all(each.distance == pytest.approx(truth, rel=0.25) for each in apart)
+    figure = spread(Course(read))
+    assert figure is not None
+    assert "Distance of the replicas" in figure.label
 
 
 def test_workers_of_a_large_fleet_share_lanes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Bins:
 
     def add(self, key: Hashable, time_s: float, amount: float) -> None:
         """Add an amount at a time, not before 0 s."""
-        self._reach(time_s)
+        self.reach(time_s)
         self._of(key)[int(time_s / self.width_s)] += amount
 
     def spread(self, key: Hashable, since_s: float, until_s: float, amount: float) -> None:
@@ -32,7 +32,7 @@ class Bins:
         if until_s <= since_s:
             self.add(key, until_s, amount)
             return
-        self._reach(until_s)
+        self.reach(until_s)
         sums = self._of(key)
         since, until = since_s / self.width_s, until_s / self.width_s
         first, last = int(since), int(until)
@@ -55,7 +55,8 @@ class Bins:
             sums = self._sums[key] = [0.0] * LIMIT
         return sums
 
-    def _reach(self, time_s: float) -> None:
+    def reach(self, time_s: float) -> None:
+        """Have a bin for that time."""
         while time_s >= self.width_s * LIMIT:
             self.width_s *= 2
             for key, sums in self._sums.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from itertools import accumulate
-from math import sqrt
+from math import isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ class Course:
         self.held = [self._held(look) for look in history.looks.values() if read.headline in look.metrics]
         self.means = [self._held(look) for look in history.means.values() if read.headline in look.metrics]
         self.losses = self._losses()
+        self.apart = [each for each in history.apart() if isfinite(each.distance)]
         self.end = self._place(history.samples, history.end_s, history.sent_bytes)
 
     @property

@@ -24,17 +24,22 @@ from decentral.journal import (
     Record,
     Refused,
     Restored,
+    Sketched,
     Spent,
     Synced,
     Trained,
 )
 from decentral.report.page.bins import Bins
+from decentral.sketch import Sketches, distance
 
 ROWS = 64
 """Rows of a timeline at most; where there are more workers, neighbours share a row."""
 
 KEPT = 200
 """Events, unsettled rounds and kinds of refusals that are listed one by one."""
+
+OPEN = 16
+"""Evaluations of which sketches may still come; workers that are farther behind than that are left out."""
 
 OUTCOMES = ("committed", "degraded", "skipped")
 """What rounds come to, from the best on; a rule of somebody's own may know others."""
@@ -80,6 +85,21 @@ class Look(NamedTuple):
     metrics: dict[str, float]
 
 
+class Apart(NamedTuple):
+    """How far replicas were apart, by the norm of their mean, before they met."""
+
+    time_s: float
+    distance: float
+
+
+@dataclass(slots=True)
+class _Meeting:
+    """Sketches of the same evaluation, by stage, and when the last of them came."""
+
+    time_s: float = 0.0
+    stages: defaultdict[int, Sketches] = field(default_factory=lambda: defaultdict(Sketches))
+
+
 class Stay(NamedTuple):
     """A time for which a worker was in the run; `reason` is why it left, None if the journal ends before that."""
 
@@ -112,6 +132,7 @@ class WorkerHistory:
 
     stays: list[Stay] = field(default_factory=list)
     present_since: float | None = None
+    stage: int = 0
     step: int = 0
     steps: int = 0
     samples: int = 0
@@ -174,6 +195,9 @@ class History:
         self.workers: dict[int, WorkerHistory] = {}
         self.looks: Thinned[Look] = Thinned()
         self.means: Thinned[Look] = Thinned()
+        self._meetings: dict[int, _Meeting] = {}
+        self._apart: Thinned[Apart] = Thinned()
+        self._met = 0
         self.happenings: list[Happening] = []
         self.happened = 0
         self.rounds: Counter[tuple[str, str]] = Counter()
@@ -227,6 +251,12 @@ class History:
         found = None if self.contradiction else self._tally.coverage()
         return found if found and found.samples else None
 
+    def apart(self) -> list[Apart]:
+        """Return how far replicas were apart from evaluation to evaluation, as far as two or more have told."""
+        while self._meetings:
+            self._part()
+        return self._apart.values()
+
     def see_all(self, records: Iterable[Record]) -> History:
         """Take in all of them; return this history."""
         for record in records:
@@ -237,6 +267,7 @@ class History:
         """Take in a record."""
         self.records += 1
         self.end_s = max(self.end_s, record.time_s)
+        self.bins.reach(self.end_s)
         worker = self.workers.get(record.worker)
         if worker is None:
             worker = self.workers[record.worker] = WorkerHistory()
@@ -255,6 +286,8 @@ class History:
                 self.looks.append(self._look(record))
             case Counterfactual():
                 self.means.append(self._look(record))
+            case Sketched():
+                self._sketched(record, worker)
             case Joined():
                 self._joined(record, worker)
             case Left():
@@ -303,6 +336,23 @@ class History:
             key = record.channel, record.round, record.outcome, record.members
             self.unsettled.setdefault(key, Unsettled(record.time_s, *key))
 
+    def _sketched(self, record: Sketched, worker: WorkerHistory) -> None:
+        if record.number <= self._met:
+            return
+        meeting = self._meetings.setdefault(record.number, _Meeting())
+        meeting.time_s = record.time_s
+        meeting.stages[worker.stage].add(record.sketch)
+        if len(self._meetings) > OPEN:
+            self._part()
+
+    def _part(self) -> None:
+        """Come to a result about the earliest evaluation."""
+        self._met = min(self._meetings)
+        meeting = self._meetings.pop(self._met)
+        stages = meeting.stages.values()
+        if all(stage.count > 1 for stage in stages):
+            self._apart.append(Apart(meeting.time_s, distance(stages)))
+
     def _joined(self, record: Joined, worker: WorkerHistory) -> None:
         self.parameters = max(self.parameters, record.parameters)
         came_back = bool(worker.stays) or worker.present_since is not None
@@ -311,6 +361,7 @@ class History:
         if worker.present_since is not None:  # the run went on from a checkpoint, and the worker's accounts with it
             worker.stays.append(Stay(worker.present_since, record.time_s, "stopped"))
         worker.present_since = worker.told_at = record.time_s
+        worker.stage = record.stage
 
     def _left(self, record: Left, worker: WorkerHistory) -> None:
         self._count(record, worker)

@@ -174,7 +174,9 @@ def _lists(course: Course, level: int, whose: str = "") -> str:
     )
     if read.run_file:
         shown = f'<pre tabindex="0">{escape(read.run_file)}</pre>'
-        body += f"<section><h{level}>Run file</h{level}>{_folded('run.toml, every field', shown)}</section>"
+        body += (
+            f"<section><h{level}>Run file</h{level}>{_folded('run.toml: versions and every field', shown)}</section>"
+        )
     return body
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, sqrt
 
 from decentral.report.page.charts import Axis, Frame, Series, axis, front, value_axis
 from decentral.report.page.course import Course, Held
 from decentral.report.page.figure import Cells, Figure, Key, Look, along, axes_of, look, place_text
 from decentral.report.page.words import duration_text, short_count, value_text
+from decentral.sketch import NUMBERS
 
 MEAN_DASH = (2.0, 3.0)
 
@@ -116,15 +117,28 @@ def training_loss(courses: Sequence[Course]) -> Figure | None:
 
 
 def spread(course: Course) -> Figure | None:
-    """Return how far training losses lie apart within bins of time; None if they never do."""
-    points = [(loss.place.time, loss.deviation) for loss in course.losses if loss.deviation > 0]
-    if not points:
+    """Return how far replicas lie apart over time; None if they never do.
+
+    Their parameters, or without sketches of them their training losses within bins of time.
+    """
+    sketched = bool(course.apart)
+    if sketched:
+        points = [(each.time_s, each.distance) for each in course.apart]
+        of, unit = "Distance of the replicas' parameters to their mean", "distance"
+        caption = (
+            f"Root mean square distance of parameters to their mean, by its norm, before the replicas meet: estimated "
+            f"from {NUMBERS} numbers of each, within about {1 / sqrt(2 * NUMBERS):.0%}."
+        )
+    else:
+        points = [(loss.place.time, loss.deviation) for loss in course.losses if loss.deviation > 0]
+        of, unit = "Standard deviation of training losses", "deviation"
+        caption = "Standard deviation of the training losses within a bin: workers and steps differ by so much."
+    most = max((value for _, value in points), default=0.0)
+    if not most:
         return None
-    most = max(value for _, value in points)
     up = Axis("", 0.0, 1.06 * most, lambda value: f"{value:.3g}")
     frame = Frame(_axis([course], "time", axes_of([course])["time"]), up)
     frame.add(Series(points, "one"))
-    caption = "Standard deviation of the training losses within a bin: workers and steps differ by so much."
     values = {held.step: held.value for held in course.held}
     both = [(values[mean.step], mean.value) for mean in course.means if mean.step in values]
     if both:
@@ -132,11 +146,9 @@ def spread(course: Course) -> Figure | None:
             f" Held out, last: a worker {value_text(both[-1][0])}, the mean of workers {value_text(both[-1][1])}."
         )
     rows = [(duration_text(time_s), f"{value:.4g}") for time_s, value in points]
-    label = (
-        f"Standard deviation of training losses over time: {points[0][1]:.3g} at first, {points[-1][1]:.3g} at the end."
-    )
+    label = f"{of} over time: {points[0][1]:.3g} at first, {points[-1][1]:.3g} at the end."
     return Figure(
-        "spread", "Spread of the replicas", caption, label, {"": frame.drawing}, (), Cells(["until", "deviation"], rows)
+        "spread", "Spread of the replicas", caption, label, {"": frame.drawing}, (), Cells(["until", unit], rows)
     )
 
 
