@@ -4,7 +4,8 @@
     python -m benchmarks.exogym [--turns 3]
 
 DDP, federated averaging, DiLoCo, SPARTA and DeMo on 4 nodes: an MLP of 26k parameters for 300 steps, and a GPT of 859k
-for 60. Each side is one command, timed from start to end, with one thread per process. decentral says besides what
+for 60. Each side is one command, timed from start to end, with one thread per process: EXO Gym trains one rule after
+the other, each in four processes; decentral compares as many rules at a time as there are cores. It says besides what
 EXO Gym has no notion of: bytes per worker, and virtual seconds on a fleet of 100 Mbit/s.
 
 Not comparable: EXO Gym's DiLoCo on a CPU shares storage between the outer model and rank 0, so that its outer gradient
@@ -21,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,8 +34,10 @@ from torch import Tensor, nn
 
 from benchmarks.peer import exogym_work as work
 from benchmarks.peers import python_of
-from decentral.config import validated
-from decentral.sim.simulate import simulate
+from decentral.compare.comparison import read_comparison
+from decentral.compare.plan import Plan
+from decentral.compare.work import work_through
+from decentral.config import Run, validated
 from decentral.task import Task
 
 RULES: dict[str, dict[str, Any]] = {
@@ -72,27 +76,33 @@ def _samples(kind: str) -> tuple[Tensor, ...]:
     return work.data_of(kind, work.samples(kind), seed=3)
 
 
+def run_of(kind: str, rule: str) -> Run:
+    """Return the work under a rule, with EXO Gym's inner optimiser for it."""
+    sgd = {"name": "sgd", "lr": work.LR[kind]}
+    return validated(
+        {
+            "steps": work.STEPS[kind],
+            "batch_size": work.BATCH[kind],
+            "evaluate_every": work.STEPS[kind],
+            "task": {"name": "benchmarks.exogym:Work", "kind": kind},
+            "rule": RULES[rule],
+            "inner": sgd if rule == "demo" else {"name": "adamw", "lr": work.LR[kind]},
+            "fleet": {"workers": [{"count": work.NODES}]},
+        },
+        "exogym",
+    )
+
+
 def ours(kind: str) -> dict[str, list[float]]:
-    """Return what each rule comes to: loss, megabytes sent per worker, virtual seconds."""
-    found = {}
-    for name, rule in RULES.items():
-        sgd = {"name": "sgd", "lr": work.LR[kind]}
-        run = validated(
-            {
-                "steps": work.STEPS[kind],
-                "batch_size": work.BATCH[kind],
-                "evaluate_every": work.STEPS[kind],
-                "task": {"name": "benchmarks.exogym:Work", "kind": kind},
-                "rule": rule,
-                "inner": sgd if name == "demo" else {"name": "adamw", "lr": work.LR[kind]},
-                "fleet": {"workers": [{"count": work.NODES}]},
-            },
-            "exogym",
-        )
-        outcome = simulate(run)
-        sent = statistics.mean(left.sent_bytes for left in outcome.left())
-        found[name] = [outcome.after["loss"], sent / 1e6, outcome.seconds]
-    return found
+    """Return what each rule comes to in a comparison: loss, megabytes sent per worker, virtual seconds."""
+    plan = Plan({kind: [(rule, run_of(kind, rule)) for rule in RULES]}, seeds=None, equal="samples", budget=None)
+    with tempfile.TemporaryDirectory() as folder:
+        work_through(plan, Path(folder))
+        rows = read_comparison(plan, Path(folder), targets={}).rows
+    return {
+        row["rule"]: [row["after"][0]["loss"], row["bytes_sent_per_worker"] / 1e6, row["virtual_seconds"]]
+        for row in rows
+    }
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, Any]:

@@ -5,10 +5,11 @@
 A worker trains; another one, in a process of its own, asks it for its state over the loopback. Measured is the time
 from then until the newcomer begins its first local step that counts, for states of 10, 100 and 500 MB: of a rule whose
 newcomers take part at once (gossip), and of one whose rounds are voted on (DiLoCo), which it has to hear meanwhile.
-Beside it, in the same turn and between the same two processes: the same bytes over the workers' own transport, segment
-by segment as a state goes, and over a bare socket. A state is given between two local steps, which go on while it
-travels: they are short, but take a core from the wire. With `--mbps` the workers' transport holds their lines to a
-rate; the bare socket's has none then.
+With `--cold` it is also measured from the start of a process that has yet to import what a worker needs (without Ray's
+part). Beside it, in the same turn and between the same two processes: the same bytes over the workers' own transport,
+segment by segment as a state goes, and over a bare socket. A state is given between two local steps, which go on while
+it travels: they are short, but take a core from the wire. `--period` is how many of them there are in a phase. With
+`--mbps` the workers' transport holds their lines to a rate; the bare socket's has none then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
 import torch
@@ -46,8 +48,8 @@ KEYS = Keys("the secret of this benchmark")
 HERE, THERE = 0, 1
 MB = 10**6
 RULES: dict[str, tuple[dict[str, Any], int]] = {
-    "gossip": ({"name": "gossip", "period": 1}, 3),
-    "diloco": ({"name": "diloco", "period": 1}, 5),
+    "gossip": ({"name": "gossip"}, 3),
+    "diloco": ({"name": "diloco"}, 5),
 }
 """Rules, and how many vectors of the model's size their state has: parameters, two means of AdamW, the rule's slots."""
 
@@ -159,7 +161,7 @@ def _take_from_socket(address: tuple[str, int], nbytes: int) -> None:
         connection.sendall(b"x")
 
 
-def run_of(rule: str, bps: float, state_bytes: int) -> Run:
+def run_of(rule: str, period: int, bps: float, state_bytes: int) -> Run:
     fields, vectors = RULES[rule]
     line = {"up_bps": bps, "down_bps": bps} if bps < math.inf else {}
     return validated(
@@ -170,7 +172,7 @@ def run_of(rule: str, bps: float, state_bytes: int) -> Run:
             "norm_limit": 0.0,
             "task": {"name": "benchmarks.joining:Idle", "parameters": state_bytes // 4 // vectors},
             "inner": {"name": "adamw", "lr": 0.001},
-            "rule": fields,
+            "rule": {**fields, "period": period},
             "patience_s": 600.0,
             "fleet": {"workers": [{"count": 2}], **line},
             "real": {"shape_links": bool(line)},
@@ -179,12 +181,31 @@ def run_of(rule: str, bps: float, state_bytes: int) -> Run:
     )
 
 
-def joining(pipe: Connection, rule: str, bps: float, state_bytes: int) -> float:
+def joining(pipe: Connection, rule: str, period: int, bps: float, state_bytes: int) -> float:
     """Return the seconds from when the other process's worker asks ours for its state until it trains."""
-    return asyncio.run(_join(pipe, run_of(rule, bps, state_bytes)))
+    asked, trains = asyncio.run(_join(pipe.send, pipe, run_of(rule, period, bps, state_bytes)))
+    return trains - asked
 
 
-async def _join(pipe: Connection, run: Run) -> float:
+def starting(rule: str, period: int, bps: float, state_bytes: int) -> float:
+    """Return the seconds from when a process is started until the worker in it trains, with our worker's state."""
+    pipe, process = spawned()
+    started = 0.0
+
+    def begin(order: object) -> None:
+        nonlocal started
+        started = time.perf_counter()
+        process.start()
+        pipe.send(order)
+
+    _, trains = asyncio.run(_join(begin, pipe, run_of(rule, period, bps, state_bytes)))
+    pipe.send(None)
+    process.join()
+    return trains - started
+
+
+async def _join(begin: Callable[[object], None], pipe: Connection, run: Run) -> tuple[float, float]:
+    """Have `begin` pass an order to the process at the pipe's other end; return when its worker asks, and trains."""
     coordinator = Coordinator((HERE, THERE), silence_s=math.inf)
     server = CoordinatorServer(coordinator, KEYS)
     place = Place(await server.start("127.0.0.1", 0), KEYS, "127.0.0.1", torch.device("cpu"))
@@ -192,22 +213,24 @@ async def _join(pipe: Connection, run: Run) -> float:
     while coordinator.poll(0)["joined"] == 0:
         await asyncio.sleep(0.01)
     coordinator.begin()
-    pipe.send(("newcomer", (run, place.coordinator)))
-    while (seconds := _seconds([record_from(fields) for fields in coordinator.poll(0)["records"]])) is None:
+    began = time.perf_counter()
+    begin(("newcomer", (run, place.coordinator)))
+    while (times := _times([record_from(fields) for fields in coordinator.poll(0)["records"]])) is None:
         await asyncio.sleep(0.1)
     pipe.send(None)
     await asyncio.to_thread(pipe.recv)
     host.cancel()
     await asyncio.gather(host, return_exceptions=True)
     await server.stop()
-    return seconds
+    came, trained = times
+    return began + came, began + trained
 
 
-def _seconds(records: Sequence[Record]) -> float | None:
-    """Return how long after it came the newcomer began its first step on samples; None if it has not ended that."""
+def _times(records: Sequence[Record]) -> tuple[float, float] | None:
+    """Return when the newcomer came, and began its first step on samples; None if it has not ended that."""
     came = [record.time_s for record in records if record.worker == THERE and isinstance(record, Joined)]
     trained = [r for r in records if r.worker == THERE and isinstance(r, Trained) and r.samples]
-    return trained[0].time_s - trained[0].seconds - came[0] if trained else None
+    return (came[0], trained[0].time_s - trained[0].seconds) if trained else None
 
 
 async def _come(pipe: Connection, run: Run, coordinator: str) -> None:
@@ -232,24 +255,33 @@ def other(pipe: Connection) -> None:
                 asyncio.run(_come(pipe, run, coordinator))
 
 
+def spawned() -> tuple[Connection, BaseProcess]:
+    """Return a process that will do as it is told, and our end of the pipe to it."""
+    context = multiprocessing.get_context("spawn")
+    pipe, there = context.Pipe()
+    return pipe, context.Process(target=other, args=(there,), daemon=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 500], help="of the state, in MB")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--period", type=int, default=1, help="local steps between rounds")
     parser.add_argument("--mbps", type=float, default=math.inf, help="what the workers' lines carry; the loopback's")
+    parser.add_argument("--cold", action="store_true", help="time newcomers from the start of their process, too")
     options = parser.parse_args()
     bps = 1e6 * options.mbps
     torch.set_num_threads(1)
     prepare_memory()
-    context = multiprocessing.get_context("spawn")
-    pipe, there = context.Pipe()
-    process = context.Process(target=other, args=(there,), daemon=True)
+    pipe, process = spawned()
     process.start()
     cases: dict[str, Callable[[int], float]] = {
         "bare socket": partial(over_a_socket, pipe),
         "transport": partial(over_the_transport, pipe, bps),
-        **{f"joins {rule}": partial(joining, pipe, rule, bps) for rule in RULES},
+        **{f"joins {rule}": partial(joining, pipe, rule, options.period, bps) for rule in RULES},
     }
+    if options.cold:
+        cases |= {f"cold {rule}": partial(starting, rule, options.period, bps) for rule in RULES}
     for size in options.sizes:
         found: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(options.repeats):

@@ -8,9 +8,9 @@ another folder than ~/.cache/decentral-peers, and DECENTRAL_EXOGYM a checkout of
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -21,6 +21,7 @@ PINNED = {
     "hivemind": (*TORCH, "hivemind==1.1.12", "bitsandbytes==0.50.2", "numpy==2.3.5"),
     "torchft": (*TORCH, "torchft==0.2.0", "numpy==2.3.5"),
     "exogym": (*TORCH, "torchvision==0.28.0", EXOGYM),
+    "flower": (*TORCH, "flwr==1.41.0", "numpy==2.3.5"),
 }
 PATCHES = {"exogym": ("exogym/utils.py", '"lo0"', '"lo"')}
 """A file of an installed package, and what must be written instead of what in it to run on Linux."""
@@ -45,9 +46,11 @@ def make(peer: str) -> None:
 
 
 def main() -> None:
-    for peer in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peers", nargs="*", metavar="peer", help=f"whose environment to make: {', '.join(PINNED)}")
+    for peer in parser.parse_args().peers:
         if peer not in PINNED:
-            raise SystemExit(f"unknown peer '{peer}'; choose one of {', '.join(PINNED)}")
+            parser.error(f"unknown peer '{peer}'; choose one of {', '.join(PINNED)}")
         make(peer)
     for peer in PINNED:
         print(f"{peer}: {python_of(peer) or f'not there; python -m benchmarks.peers {peer} makes it'}")

@@ -128,8 +128,8 @@ def _steps(kills: int) -> int:
 LIGHTHOUSE = """
 import sys
 from torchft.coordination import LighthouseServer
-limits = dict(quorum_tick_ms=100, join_timeout_ms={0}, heartbeat_timeout_ms={1})
-server = LighthouseServer(bind="[::]:0", min_replicas=2, **limits)
+limits = dict(min_replicas={0}, quorum_tick_ms=100, join_timeout_ms={1}, heartbeat_timeout_ms={2})
+server = LighthouseServer(bind="[::]:0", **limits)
 print(server.address(), flush=True)
 sys.stdin.read()
 """
@@ -142,7 +142,7 @@ def of_torchft(kills: int, join_ms: int, heartbeat_ms: int) -> list[float]:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context((Path(folder) / "log").open("wb"))
         lighthouse = subprocess.Popen(
-            [str(python), "-c", LIGHTHOUSE.format(join_ms, heartbeat_ms)],
+            [str(python), "-c", LIGHTHOUSE.format(2, join_ms, heartbeat_ms)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

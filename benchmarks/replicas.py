@@ -1,6 +1,6 @@
 """Simulated training of many small replicas, beside bare torch loops over as many in this process and in two.
 
-Run from the repository's root (about five minutes on two cores):
+Run from the repository's root (about ten minutes on two cores):
 
     python -m benchmarks.replicas
 
@@ -29,8 +29,8 @@ REPEATS = 3
 REPLICAS = 32
 BATCH = 8
 CASES: tuple[tuple[dict[str, Any], int], ...] = (  # model, steps
-    ({"width": 128, "depth": 4, "heads": 4, "context": 128}, 3),
-    ({"width": 32, "depth": 2, "heads": 2, "context": 32}, 50),
+    ({"width": 128, "depth": 4, "heads": 4, "context": 128}, 10),
+    ({"width": 32, "depth": 2, "heads": 2, "context": 32}, 300),
 )
 
 

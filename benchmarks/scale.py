@@ -12,8 +12,8 @@ on the machine takes from it.
 
 from __future__ import annotations
 
+import argparse
 import cProfile
-import sys
 import time
 from typing import NamedTuple
 
@@ -70,6 +70,9 @@ def draw(costs: dict[float, list[Cost]], path: str) -> None:
 
 def main() -> None:
     """Print the table; draw the picture if a file is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", nargs="?", help="PNG file to draw into")
+    picture = parser.parse_args().picture
     print(f"{'workers':>8}{'calls':>8}{'CPU us':>9}{'jitter: calls':>16}{'CPU us':>9}   (a worker-round)")
     simulate(make_run("noloco", 10, FEW, 0.0), timing_only=True)  # imports and caches
     costs: dict[float, list[Cost]] = {0.0: [], JITTER: []}
@@ -82,8 +85,8 @@ def main() -> None:
             f"{drifting.calls:>16.0f}{1e6 * drifting.cpu_s:>9.0f}",
             flush=True,
         )
-    if len(sys.argv) > 1:
-        draw(costs, sys.argv[1])
+    if picture:
+        draw(costs, picture)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ say -39 % for random skipping, -56 % without TC2 and -58 % with it.
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -62,7 +62,9 @@ def ways(stages: Sequence[Sequence[int]], costs: Costs, seed: int) -> dict[str, 
 
 def main() -> None:
     """Print the table."""
-    draws = int(sys.argv[1]) if len(sys.argv) > 1 else DRAWS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("draws", nargs="?", type=int, default=DRAWS, help="how many sets of nodes to draw")
+    draws = parser.parse_args().draws
     seconds: dict[str, list[float]] = {}
     cpu_s: dict[str, list[float]] = {}
     for seed in range(draws):

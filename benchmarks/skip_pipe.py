@@ -16,11 +16,11 @@ with the first stage and three others alone, the mean over all ten choices of th
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import random
 import statistics
-import sys
 from typing import Any
 
 import torch
@@ -170,5 +170,7 @@ def quality(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    times(int(sys.argv[1]) if len(sys.argv) > 1 else DRAWS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("draws", nargs="?", type=int, default=DRAWS, help="how many sets of lines to draw")
+    times(parser.parse_args().draws)
     quality(0)

@@ -1,7 +1,7 @@
 """How long a fast worker waits for a slow one, with equally long phases and with phases that fit the workers' speeds.
 
     python -m benchmarks.straggler            # simulated; some minutes
-    python -m benchmarks.straggler --real     # the first fleet on a local Ray
+    python -m benchmarks.straggler --real     # the first fleet on a local Ray; three minutes
 
 The first fleet is that of a measurement of torchft: two workers whose steps take 20 and 100 ms, DiLoCo. Given the same
 number of local steps, the fast one waits four fifths of its time by arithmetic alone; torchft has seen 73 %. Then eight
@@ -34,6 +34,8 @@ SCHEDULES: dict[str, Schedule] = {
     "dylu": DyLU(period=PERIOD),
     "timed": Timed(seconds=PERIOD * STEP_S),
 }
+PACED = {"name": "benchmarks.recovery:Paced", "dimension": 250_000}
+"""Its steps take `STEP_S` and next to no computing, so that two workers do not slow each other down."""
 SMALL_GPT = {"name": "byte_gpt", "width": 64, "depth": 2, "heads": 2, "context": 64}
 
 
@@ -107,22 +109,25 @@ def print_losses(seconds: float) -> None:
 
 
 def share_later(outcome: Outcome, worker: int) -> float:
-    """Return the share of its time that a worker does not compute, from its fifth phase to its last."""
-    trained = [record for record in outcome.records if isinstance(record, Trained) and record.worker == worker][4:]
+    """Return the share of its time that a worker does not compute, from its third phase to its last."""
+    trained = [record for record in outcome.records if isinstance(record, Trained) and record.worker == worker][2:]
     began_s = trained[0].time_s - trained[0].seconds
     return 1 - sum(record.seconds for record in trained) / (trained[-1].time_s - began_s)
 
 
-def print_real(steps: int) -> None:
+def print_real() -> None:
+    """Two rounds show what equal phases cost; ten with their beginning and end, what the others do."""
     from decentral.workers.launch import train  # Ray, which the simulations do without
 
-    print(f"On Ray, byte GPT, the second worker slowed down to a fifth, {steps} steps: share not computing")
-    for name, schedule in (("equal H", Every(period=50)), ("dylu", DyLU(period=50))):
-        outcome = train(run_of(DiLoCo(period=schedule), STRAGGLER, steps))
+    print(f"On Ray, a step's pause of {STEP_S} s, the second worker slowed down to a fifth: share not computing")
+    for name, steps in (("equal H", 2 * PERIOD), ("dylu", 10 * PERIOD)):
+        run = run_of(DiLoCo(period=SCHEDULES[name]), STRAGGLER, steps)
+        outcome = train(Run(**{**run.to_fields(), "task": PACED, "batch_size": 1}))
         trained = [record for record in outcome.records if isinstance(record, Trained)]
         phases = [[record.steps for record in trained if record.worker == worker][:8] for worker in (0, 1)]
         fast, slow = waits(outcome)
-        print(f"  {name:8} fast {fast:.1%}, from its fifth phase on {share_later(outcome, 0):.1%}; slow {slow:.1%}")
+        later = f", from its third phase on {share_later(outcome, 0):.1%}" if len(phases[0]) > 2 else ""
+        print(f"  {name:8} fast {fast:.1%}{later}; slow {slow:.1%}")
         print(f"           first phases {phases[0]} and {phases[1]}", flush=True)
 
 
@@ -130,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--real", action="store_true", help="train on a local Ray, and simulate nothing")
     if parser.parse_args().real:
-        print_real(steps=500)
+        print_real()
         return
     print_waits("DiLoCo, 20 and 100 ms", DiLoCo, STRAGGLER)
     chance = random.Random(0)

@@ -17,9 +17,9 @@ rates of all others.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -91,8 +91,13 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        rule, workers, rounds, *jitter = sys.argv[1:]
-        time_one(rule, int(workers), int(rounds), *(float(each) for each in jitter))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rule", nargs="?", help="time one run under this rule alone")
+    parser.add_argument("workers", nargs="?", type=int, default=1000)
+    parser.add_argument("rounds", nargs="?", type=int, default=500)
+    parser.add_argument("jitter", nargs="?", type=float, default=0.0, help="sigma of a log-normal factor on steps")
+    asked = parser.parse_args()
+    if asked.rule:
+        time_one(asked.rule, asked.workers, asked.rounds, asked.jitter)
     else:
         main()

@@ -65,8 +65,8 @@ class GPT(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def model_of(kind: str) -> nn.Module:
-    torch.manual_seed(0)
+def model_of(kind: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     return MLP() if kind == "mlp" else GPT()
 
 
