@@ -7,6 +7,7 @@ READY := $(VENV)/ready
 FUZZ_SECONDS ?= 600
 CHAOS_FAULTS ?= 1000
 CHAOS_SEED ?= 0
+FAST := not (slow or fidelity or chaos)
 
 # The CPU build of torch where there is no NVIDIA GPU: the plain Linux build brings several GB of CUDA libraries.
 TORCH := torch==2.13.0
@@ -16,7 +17,7 @@ TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cp
 endif
 endif
 
-.PHONY: train test lint format bench chaos fidelity fuzz soak clean
+.PHONY: train test slow lint format docs bench chaos fidelity fuzz soak clean
 
 train: $(READY)
 	$(BIN)/decentral train
@@ -24,7 +25,12 @@ train: $(READY)
 # One process for each core and one more. They and the many that they start keep the bytecode that one has compiled.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
-	$(BIN)/pytest -n logical --maxprocesses 8
+	$(BIN)/pytest -n logical --maxprocesses 8 -m '$(FAST)'
+
+# What `make test` leaves out, some minutes.
+slow: export PYTHONDONTWRITEBYTECODE =
+slow: $(READY)
+	$(BIN)/pytest -n logical --maxprocesses 8 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,6 +41,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation as a site, below site/: open site/index.html. A dead link ends it.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Minutes, on a quiet machine, as root: what is predicted against real runs over links limited by the kernel.
 fidelity: $(READY)

@@ -9,18 +9,21 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from decentral.compare import compare
 from decentral.compare.files import equal_of, read_workloads, seeds_of, write_report
+from decentral.completion import complete_rules, complete_setting, complete_task
 from decentral.config import Run, read_run
 from decentral.errors import ConfigError, DecentralError, RunError
-from decentral.folder import RunFolder, new_folder
+from decentral.folder import RUNS, RunFolder, new_folder
 from decentral.interrupts import whole
 from decentral.journal import Anew, Record, read_journal
 from decentral.outcome import Outcome
@@ -33,19 +36,43 @@ from decentral.sim.simulate import simulate
 from decentral.sim.watch import Watch
 from decentral.watching import TensorBoardWriter, WandbWriter
 
+
+def _teaching(example: str, *then: str) -> str:
+    """Return what stands below a command's options: an example, then what it leaves and what may come next."""
+    return "\n\n".join((f"Example: {example}", *then))
+
+
+RUN_FOLDER = "The folder gets run.toml (every field), journal.jsonl, model.safetensors and summary.json."
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Train one PyTorch model on machines that are far apart, unequal and may vanish; simulate it first.",
+    epilog=_teaching(
+        "decentral simulate --out runs/first",
+        "Then: decentral report runs/first; decentral compare --rules ddp,diloco,noloco; decentral train.",
+        "Each command says more with --help. A new terminal completes commands after --install-completion.",
+    ),
 )
 
 RunFile = Annotated[Path | None, typer.Argument(help="Run file (TOML). Without one: the built-in demonstration run.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field of the run file, e.g. --set rule.period=100.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Override a field of the run file, e.g. --set rule.period=100.",
+        autocompletion=complete_setting,
+    ),
 ]
 TaskName = Annotated[
-    str | None, typer.Option("--task", help="Train another task: a built-in name, or your module:function.")
+    str | None,
+    typer.Option(
+        "--task",
+        help="Train another task: a built-in name, or your module:function.",
+        autocompletion=complete_task,
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the run's files; a new one below runs/ if unset.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")]
@@ -60,7 +87,13 @@ Cluster = Annotated[str, typer.Option("--address", help="The job's Ray cluster: 
 RunName = Annotated[str | None, typer.Option("--run", help="Which job, if there are several on the cluster.")]
 
 
-@app.command()
+@app.command(
+    epilog=_teaching(
+        "decentral train run.toml --set rule.period=50 --out runs/first",
+        RUN_FOLDER,
+        "Meanwhile: decentral watch runs/first. Then: decentral report runs/first. Ctrl-C ends it in good order.",
+    )
+)
 def train(
     run_file: RunFile = None,
     settings: Settings = None,
@@ -105,7 +138,14 @@ def train(
     _do(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else None)
 
 
-@app.command(name="simulate")
+@app.command(
+    name="simulate",
+    epilog=_teaching(
+        "decentral simulate run.toml --set fleet.up_bps=20e6 --out runs/slow",
+        RUN_FOLDER,
+        "Then: decentral report runs/slow, or the same run for real: decentral train runs/slow/run.toml.",
+    ),
+)
 def simulate_command(
     run_file: RunFile = None,
     settings: Settings = None,
@@ -137,7 +177,13 @@ def simulate_command(
         _write_timeline(outcome.records, timeline)
 
 
-@app.command(name="timeline")
+@app.command(
+    name="timeline",
+    epilog=_teaching(
+        "decentral timeline runs/first",
+        "Writes runs/first/timeline.json, which ui.perfetto.dev opens: a track for each worker.",
+    ),
+)
 def timeline_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, real or simulated, finished or stopped.")],
     out: Annotated[Path | None, typer.Option("--out", help="JSON file; timeline.json in the folder if unset.")] = None,
@@ -151,7 +197,13 @@ def timeline_command(
     Console(soft_wrap=True).print(f"timeline: {path}; open it at ui.perfetto.dev")
 
 
-@app.command(name="report")
+@app.command(
+    name="report",
+    epilog=_teaching(
+        "decentral report runs/first runs/second --out both.html",
+        "One file without scripts, which loads nothing: open it in a browser. It says itself how to read it.",
+    ),
+)
 def report_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of a comparison: several are compared.")],
     out: Annotated[
@@ -176,7 +228,13 @@ def report_command(
         console.print(f"figures: {len(write_pictures(runs, figures))} files in {figures}")
 
 
-@app.command(name="status")
+@app.command(
+    name="status",
+    epilog=_teaching(
+        "decentral status runs/first",
+        "Writes nothing. Who is called slow, and by what measure: docs/watching.md.",
+    ),
+)
 def status_command(
     folder: Watched = None, address: Cluster = "auto", run: RunName = None, as_json: Json = False
 ) -> None:
@@ -191,7 +249,9 @@ def status_command(
         Console().print(status_tables(status))
 
 
-@app.command(name="watch")
+@app.command(
+    name="watch", epilog=_teaching("decentral watch runs/first", "Writes nothing. Ctrl-C ends the watching alone.")
+)
 def watch_command(folder: Watched = None, address: Cluster = "auto", run: RunName = None) -> None:
     """Show the same, live, until the run is over."""
     console = Console()
@@ -201,13 +261,23 @@ def watch_command(folder: Watched = None, address: Cluster = "auto", run: RunNam
             console.print(status_tables(status))
 
 
-@app.command(name="compare")
+@app.command(
+    name="compare",
+    epilog=_teaching(
+        "decentral compare run.toml --rules ddp,diloco,noloco --seeds 5 --out runs/fair",
+        "The folder gets a run folder for each rule and seed, pictures, and comparison.json.",
+        "Stopped? The same command goes on from what is complete. Then: decentral report runs/fair.",
+    ),
+)
 def compare_command(
     run_files: Annotated[
         list[Path] | None, typer.Argument(help="Run files (TOML), a workload each. Without one: the built-in run.")
     ] = None,
     rules: Annotated[
-        str, typer.Option(help="Rules to compare, with commas between them; the first is the baseline.")
+        str,
+        typer.Option(
+            help="Rules to compare, with commas between them; the first is the baseline.", autocompletion=complete_rules
+        ),
     ] = "ddp,local_sgd,diloco,noloco,gossip",
     settings: Settings = None,
     task: TaskName = None,
@@ -239,7 +309,7 @@ def compare_command(
 ) -> None:
     """Simulate several rules on the same work: tables, pictures, run folders, and with --json the figures."""
     runs = read_workloads(run_files or (), settings or (), task)
-    folder = out or new_folder(next(iter(runs.values())), Path("runs"), "compare")
+    folder = out or new_folder(next(iter(runs.values())), RUNS, "compare")
     console = Console(stderr=as_json)
     try:
         with console.status("") as status:
@@ -268,7 +338,70 @@ def compare_command(
         console.print(f"a page on it: decentral report {folder}", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    name="plan",
+    epilog=_teaching(
+        "decentral plan fleet.toml --params 1.3e9 --context 2048 --tokens 26e9 --write run.toml",
+        "run.toml trains and simulates; a model given by --params is size alone: name your own task there.",
+    ),
+)
+def plan_command(
+    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) whose [fleet] are the machines.")],
+    params: Annotated[
+        float | None, typer.Option(help="Parameters of the model, if the file's task is not what is trained.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="With --params: its layers. Unset: 12.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="With --params: tokens of a sample, as --tokens and devices need.")
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens to train on, all workers together.")] = None,
+    samples: Annotated[
+        float | None, typer.Option(help="Samples, in place of tokens. Unset, too: what the file's steps come to.")
+    ] = None,
+    goal: Annotated[str, typer.Option("--for", help="What is to be least: time or cost.")] = "time",
+    hours: Annotated[float | None, typer.Option(help="Take no longer.")] = None,
+    dollars: Annotated[float | None, typer.Option(help="Spend no more.")] = None,
+    settings: Settings = None,
+    task: TaskName = None,
+    write: Annotated[Path | None, typer.Option(help="Write the first choice as a run file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which rule, settings and workers suit these machines: simulates the candidates, times alone."""
+    from decentral.plan import Wanted, plan
+    from decentral.plan.files import goal_of, read_work
+
+    wanted = Wanted(goal_of(goal), hours, dollars)
+    work = read_work(
+        run_file,
+        settings or (),
+        task,
+        parameters=params,
+        layers=layers,
+        context=context,
+        samples=samples,
+        tokens=tokens,
+    )
+    console = Console(stderr=as_json, highlight=False)
+    shown = Console(stderr=True)
+    with Progress(console=shown, transient=True, disable=not shown.is_terminal) as progress:
+        bar = progress.add_task("forecasts", total=None)
+        found = plan(work, wanted, tell=lambda made, asked: progress.update(bar, completed=made, total=asked))
+    if write is not None:
+        found.write(write)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_fields(), indent=2) + "\n")
+    else:
+        console.print(found.table())
+        if write is not None:
+            console.print(f"run file: {write}", soft_wrap=True)
+
+
+@app.command(
+    epilog=_teaching(
+        "decentral certs certificates",
+        "Writes ca.pem, worker.pem and worker.key for their owner alone. Then copy the folder to every machine.",
+    )
+)
 def certs(
     folder: Annotated[Path, typer.Argument(help="Folder for the certificates; made if there is none.")],
     workers: Annotated[
@@ -294,7 +427,95 @@ def certs(
     console.print("workers, after a leak and before the last day, make new certificates for all machines.")
 
 
-@app.command(name="profile")
+@app.command(
+    name="doctor",
+    epilog=_teaching(
+        "decentral doctor run.toml --address auto",
+        "Writes nothing. Each finding says what to do about it; then: decentral train run.toml --address auto.",
+    ),
+)
+def doctor_command(
+    run_file: RunFile = None,
+    settings: Settings = None,
+    task: TaskName = None,
+    address: Annotated[
+        str | None, typer.Option(help="Look at all nodes of the Ray cluster at host:port, ray://host:port or auto.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Also look at the machine whose --listen is there: host:port. Repeatable.")
+    ] = None,
+    listen_port: Annotated[
+        int | None, typer.Option("--listen", min=0, max=65535, help="Be the --peer of other machines, until Ctrl-C.")
+    ] = None,
+    secret: Annotated[
+        str | None, typer.Option(envvar="DECENTRAL_SECRET", help="What peers know; --listen makes one up.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find out what is wrong with these machines before a run; the exit status is 1 if there is a problem."""
+    from decentral.doctor.examine import examine_cluster, examine_here, listen  # torch is slow to import
+    from decentral.doctor.shown import findings_table
+
+    run = read_run(run_file, settings or (), task)
+    if peer and secret is None:
+        raise ConfigError("doctor --peer: give --secret, the one that the other machine's --listen has printed")
+    if address is not None and (peer or listen_port is not None):
+        raise ConfigError("doctor --address: Ray brings a doctor to each node; leave out --peer and --listen")
+    secret = secret or secrets.token_hex(16)
+    if listen_port is not None:
+        console, told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False), f"--secret {secret}"
+        listen(run, listen_port, secret, lambda at: console.print(f"elsewhere: decentral doctor --peer {at} {told}"))
+        return
+    findings = examine_here(run, peer or (), secret) if address is None else examine_cluster(run, address)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings]) + "\n")
+    else:
+        Console(highlight=False).print(findings_table(findings))
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(
+    name="coordinate",
+    epilog=_teaching(
+        "decentral coordinate --address 10.0.0.1:29600 --workers 4",
+        "With --out the folder gets the journal of all. Then start the workers: docs/your_loop.md.",
+    ),
+)
+def coordinate_command(
+    run_file: Annotated[
+        Path | None, typer.Argument(help="The run file (TOML) that the workers join with, if they have one.")
+    ] = None,
+    settings: Settings = None,
+    address: Annotated[
+        str | None, typer.Option(help="Listen there: host:port. Unset: DECENTRAL_ADDRESS, or as torchrun says.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="For so many. Unset: DECENTRAL_WORKERS, or as torchrun or Slurm says.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the run's journal; none if unset.")] = None,
+) -> None:
+    """Serve the meeting point of training loops that `join` with DECENTRAL_APART=1, until all have left."""
+    from decentral.embedded.apart import serve  # the transport is slow to import
+    from decentral.embedded.whereabouts import Wishes
+
+    run = read_run(run_file, settings or ())
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    wishes = Wishes(worker=0, workers=workers, address=address)
+    try:
+        serve(run, wishes, out, lambda where: console.print(f"serving at {where}; the workers may come"))
+    except KeyboardInterrupt:
+        console.print("stopped; the workers that are left end with an error")
+        raise typer.Exit(130) from None
+
+
+@app.command(
+    name="profile",
+    epilog=_teaching(
+        "decentral profile run.toml --write fleet.toml",
+        "Then put what it prints into the run file in place of its own fleet, and simulate that.",
+    ),
+)
 def profile_command(
     run_file: RunFile = None,
     settings: Settings = None,
@@ -378,7 +599,7 @@ def _do(
     """Run with live progress, and leave a run folder and a closing table."""
     console = Console(stderr=as_json)
     task = run.make_task()
-    folder = RunFolder(out or new_folder(run, Path("runs"), use), run, before, prompt=bool(run.checkpoint.url))
+    folder = RunFolder(out or new_folder(run, RUNS, use), run, before, prompt=bool(run.checkpoint.url))
     with ExitStack() as stack:
         stack.callback(folder.close)
         writers = list(shown.writers(run, folder.path))

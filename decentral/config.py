@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,11 +71,14 @@ class Real(Section):
 
 
 class Sim(Section):
-    """How a run is simulated. Nothing here changes a bit of what comes out."""
+    """How a run is simulated. Nothing here changes a bit of what comes out, but a GPU."""
 
     processes: int | None = Field(default=None, ge=1)
     """Processes that compute local steps, forked from this one; unset: one for each core if the run is long enough for
-    that to pay, otherwise none but this one (as with 1)."""
+    that to pay, otherwise none but this one (as with 1). A comparison carries out so many runs at a time instead."""
+    device: str = "cpu"
+    """Where local steps are computed: "cpu", or a GPU ("cuda", "cuda:1"), one replica's after the other's. What is sent
+    and merged stays in host memory."""
 
 
 class Run(Section):
@@ -134,6 +139,11 @@ class Run(Section):
     def takes_newcomers(self) -> bool:
         """Whether a worker may come into the run when it has begun."""
         return self.rule.takes_newcomers
+
+    @property
+    def cuts_phases(self) -> bool:
+        """Whether a local phase may end early: not where workers, or the stages of a replica, count steps together."""
+        return self.rule.takes_unequal_phases and self.epochs is None and self.pipeline.stages == 1
 
     def make_task(self) -> Task:
         """Return the task the run file describes; raises `ConfigError` or `TaskError`."""
@@ -257,7 +267,9 @@ class Run(Section):
             shared = {"period", "codec", "all_reduce"} & set(cls.model_fields) & set(type(self.rule).model_fields)
             usual = AllReduceRule.model_fields
             own = {field for field in shared & set(usual) if cls.model_fields[field].default != usual[field].default}
-            fields.update({field: getattr(self.rule, field) for field in shared - own})
+            values = ((field, getattr(self.rule, field)) for field in shared - own)
+            # A period may be a plain number in a rule of the user's own.
+            fields.update({field: value.period if isinstance(value, Every) else value for field, value in values})
         fields.update(own_fields)
         return validated({**self.to_fields(), "rule": fields}, f"rule '{name}'")
 
@@ -314,8 +326,10 @@ def validated(table: Mapping[str, Any], where: str) -> Run:
 
 
 def write_run(run: Run, path: Path) -> None:
-    """Write a run file that spells out every field, so that it reproduces the run."""
-    path.write_text(tomli_w.dumps(run.to_table()), encoding="utf-8")
+    """Write a run file that spells out every field, so that it reproduces the run; above them, with which versions."""
+    wrote = {"Python": platform.python_version(), **{name: version(name) for name in ("decentral", "torch")}}
+    versions = ", ".join(f"{name} {number}" for name, number in wrote.items())
+    path.write_text(f"# {versions}\n{tomli_w.dumps(run.to_table())}", encoding="utf-8")
 
 
 def _override(table: dict[str, Any], override: str) -> None:

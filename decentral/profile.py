@@ -20,10 +20,13 @@ import torch
 
 from decentral.config import Run
 from decentral.errors import PeerGone, RunError
-from decentral.pipeline import measure_blocks
+from decentral.fleet.devices import device_named
+from decentral.pipeline import fitting_cuts, measure_blocks, measure_memory
+from decentral.pipeline.memory import GIB, memory_bytes
 from decentral.replica import TorchReplica
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers import rpc
+from decentral.workers.buffers import prepare_memory
 from decentral.workers.transport import Contact, Transport
 
 WARM_UP_STEPS = 3
@@ -68,10 +71,10 @@ class LinkSpeed:
 def measure_steps(run: Run) -> StepTimes:
     """Return how long local steps of the run take here, on a GPU if there is one. Raises `TaskError`.
 
-    Sets the number of torch's threads to `run.real.threads`, as a worker's process does.
+    Sets the number of torch's threads to `run.real.threads`, and keeps freed memory, as a worker's process does.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(run.real.threads)
+    _be_like_a_worker(run)
     replica = TorchReplica(
         run.make_task(),
         run.inner,
@@ -96,16 +99,27 @@ def measure_steps(run: Run) -> StepTimes:
 
 
 def measure_cuts(run: Run) -> tuple[int, ...]:
-    """Return the `pipeline.cuts` with which the slowest stage is the fastest, by what blocks take here.
+    """Return the `pipeline.cuts` with which the slowest stage is the fastest, by what blocks take and remember here.
 
-    Raises `TaskError` and `ConfigError` for a model that cannot be cut into so many stages.
+    Stages fit into the devices that `fleet.workers` names, or else into this machine's. Raises `TaskError` and
+    `ConfigError` for a model that cannot be cut into so many stages, or of which no cuts fit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(run.real.threads)
-    task, pipeline = run.make_task(), run.pipeline.model_copy(update={"cuts": None})
-    seconds = measure_blocks(task, run.seed, run.batch_size // pipeline.microbatches, device)
-    cut = pipeline.cut(task, run.seed, run.batch_size, seconds)
-    return tuple(held[0].start for held in cut.held[1:])
+    _be_like_a_worker(run)
+    task, pipeline = run.make_task(), run.pipeline
+    samples = run.batch_size // pipeline.microbatches
+    here = memory_bytes(device)
+    room = [here if group.device is None else GIB * device_named(group.device).memory_gib for group in run.fleet.each()]
+    return fitting_cuts(
+        pipeline,
+        task,
+        run.seed,
+        run.batch_size,
+        run.inner,
+        [min(room[stage :: pipeline.stages]) for stage in range(pipeline.stages)],
+        seconds=measure_blocks(task, run.seed, samples, device),
+        remembers=measure_memory(task, run.seed, samples, device),
+    )
 
 
 async def measure_coding(run: Run) -> float | None:
@@ -117,7 +131,7 @@ async def measure_coding(run: Run) -> float | None:
     codec = getattr(run.rule, "codec", None)
     if codec is None or codec.loss == "none" or codec.shaped or codec.coder(lambda _name, like: like) is not None:
         return None
-    torch.set_num_threads(run.real.threads)
+    _be_like_a_worker(run)
     values = torch.randn(CODED_ELEMENTS, device="cuda" if torch.cuda.is_available() else "cpu")
     taken: list[float] = []
     with ThreadPoolExecutor(1) as thread:
@@ -152,21 +166,21 @@ async def measure_link(address: str, keys: rpc.Keys, patience_s: float) -> LinkS
 
 async def measure_loopback(keys: rpc.Keys, patience_s: float) -> LinkSpeed:
     """Return what packets to another server in this very process get: what software alone allows."""
-    listener = _listener(keys, patience_s)
+    listening = listener(keys, patience_s)
     try:
-        return await measure_link(await listener.start("127.0.0.1"), keys, patience_s)
+        return await measure_link(await listening.start("127.0.0.1"), keys, patience_s)
     finally:
-        await listener.close()
+        await listening.close()
 
 
 async def listen(host: str, port: int, keys: rpc.Keys, patience_s: float, started: Callable[[str], None]) -> None:
     """Take what probers send, until cancelled; `started` is told the address. Raises `RunError` for a taken port."""
-    listener = _listener(keys, patience_s)
+    listening = listener(keys, patience_s)
     try:
-        started(await listener.start(host, port))
+        started(await listening.start(host, port))
         await asyncio.Event().wait()
     finally:
-        await listener.close()
+        await listening.close()
 
 
 def fleet_section(workers: int, steps: StepTimes, coding_bps: float | None, link: LinkSpeed) -> str:
@@ -183,12 +197,19 @@ def fleet_section(workers: int, steps: StepTimes, coding_bps: float | None, link
     return f"# {steps.steps} local steps on {steps.device}\n" + tomli_w.dumps({"fleet": fleet})
 
 
+def _be_like_a_worker(run: Run) -> None:
+    """Make of this process what `workers.actor` makes of a worker's."""
+    prepare_memory()
+    torch.set_num_threads(run.real.threads)
+
+
 def _rounded(value: float) -> float:
     """Three digits: more is noise."""
     return float(f"{value:.3g}")
 
 
-def _listener(keys: rpc.Keys, patience_s: float) -> Transport:
+def listener(keys: rpc.Keys, patience_s: float) -> Transport:
+    """Return a transport that takes what one prober sends, once it is started."""
     transport = Transport(Discard(), keys=keys, max_packet_bytes=LARGEST_PACKET_BYTES, patience_s=patience_s)
     transport.admit({PROBER: Contact(0, "")})
     return transport

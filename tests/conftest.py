@@ -13,6 +13,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
+from zygote import forking_ray
 
 torch.set_num_threads(1)  # tests run side by side, a process for each core and one more
 # Who is started by a shell's `&` has Ctrl-C ignored, and so has whatever it starts: tests press it.
@@ -82,7 +83,5 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One real Ray for all tests of a process that need it: starting one takes seconds."""
-    from decentral.workers.cluster import local_ray
-
-    with local_ray(cpus=4):
+    with forking_ray(cpus=4):
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,12 @@ def test_a_written_run_file_reproduces_the_run(tmp_path: Path, name: str) -> Non
     run = Run(task={"name": "quadratic", "dimension": 3}).with_rule(name)
     write_run(run, tmp_path / "run.toml")
     assert read_run(tmp_path / "run.toml") == run
+
+
+def test_a_written_run_file_says_which_versions_wrote_it(tmp_path: Path) -> None:
+    write_run(Run(), tmp_path / "run.toml")
+    first = (tmp_path / "run.toml").read_text().partition("\n")[0]
+    assert first == f"# Python {platform.python_version()}, decentral {version('decentral')}, torch {version('torch')}"
 
 
 def test_overrides_reach_every_depth(tmp_path: Path) -> None:

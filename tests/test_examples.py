@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the examples are no part of the package
 
 from examples.spot_weekend import pictures, runs  # noqa: E402
+from examples.stage_loss import harsher, paper  # noqa: E402
+from examples.stage_loss import kept as stage_kept  # noqa: E402
 from examples.stage_loss import pictures as stage_pictures  # noqa: E402
 from examples.stage_loss import runs as stage_runs  # noqa: E402
 from examples.stage_loss.losses import OneAtATime  # noqa: E402
@@ -144,6 +147,33 @@ def test_stage_loss_recovers_each_way_and_compares_them(tmp_path: Path) -> None:
     stage_pictures.plot_curves(shown, middle[2], tmp_path / "loss.png")
     stage_pictures.plot_hours(shown, tmp_path / "hours.png")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("loss.png", "hours.png"))
+
+
+def test_stage_loss_keeps_results_and_does_not_run_them_again(tmp_path: Path) -> None:
+    overrides = ["steps=4", "batch_size=2", "rule.period=2", "evaluate_every=2", "inner.warmup_steps=0"]
+    overrides += ["pipeline.microbatches=2", "pipeline.cuts=[2, 3, 4, 5, 6]", "task.depth=6", "task.width=8"]
+    overrides += ["task.context=8", "task.eval_windows=8"]
+    run = stage_runs.run_of(0, overrides)
+    job = (stage_runs.NO_LOSSES, 0.0, stage_runs.recovering(run, stage_runs.NO_LOSSES, 0.0))
+    found = stage_kept.result(job, 0.0, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text().replace('"iterations": 4', '"iterations": 5'))
+    assert stage_kept.result(job, 0.0, tmp_path) == dataclasses.replace(found, iterations=5)
+    assert stage_kept.result(job, 9.0, tmp_path).iterations == 0, "another target is another result"
+
+
+def test_stage_loss_has_as_many_losses_as_the_paper_where_they_are_harsher() -> None:
+    """The paper's iterations, by its hours: 14,500, 16,000 and 22,000, where redundant computation takes 10,000."""
+    relative = [paper.relative_iterations("checkfree", rate) for rate in stage_runs.RATES]
+    assert relative == [pytest.approx(each, rel=1e-3) for each in (1.45, 1.60, 2.20)]
+    churn = stage_runs.churn_of(stage_runs.run_of(0, harsher.CLOCK))
+    ours_h = 180 * 92.5 / 3600  # iterations without losses, and what each takes
+    lost = 1 - (1 - 0.05) ** (churn.speed_up * ours_h)  # of a stage, on the way to the target
+    assert -4 * math.log1p(-lost) == pytest.approx(paper.losses("checkfree", 0.05, 4), rel=0.01)
+    results = [stage_runs.Result("checkfree", rate, 0, True, 9.0, 290, 80, ()) for rate in stage_runs.RATES]
+    results.append(stage_runs.Result(stage_runs.NO_LOSSES, 0.0, 0, True, 4.6, 180, 0, ()))
+    assert harsher.iterations_table(results).row_count == 4
+    assert {way for way, _, _ in harsher.runs(0)} == set(harsher.RATES_OF)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/*.toml")), ids=lambda path: path.parent.name)

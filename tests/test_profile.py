@@ -128,3 +128,25 @@ def test_stages_are_cut_by_what_blocks_take() -> None:
     run = validated({**table, "batch_size": 4, "steps": 100, "rule": {"name": "local_sgd", "period": 1}}, "test")
     assert run.pipeline.cut(run.make_task(), run.seed, 4).of(0) == [0, 1, 2]
     assert profile.measure_cuts(run) == (1,)
+
+
+KEEPS = """
+import resource
+import torch
+from decentral import profile
+from decentral.config import read_run
+
+profile.measure_steps(read_run(None, ["steps=20"], "quadratic"))
+torch.ones(1_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(1_000_000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
+def test_who_measures_keeps_freed_memory_as_a_worker_does() -> None:
+    """In a process of its own: memory is prepared once. Else the kernel would clear each vector's pages anew."""
+    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 4_000_000  # fewer bytes than one of twenty vectors has

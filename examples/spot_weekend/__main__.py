@@ -21,18 +21,19 @@ def main() -> None:
     """Run all, print a line for each run, and draw the pictures."""
     parser = argparse.ArgumentParser(prog="python -m examples.spot_weekend", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each under the seeds 0 to N - 1 (1)")
+    parser.add_argument("--target", type=float, default=TARGET, metavar="LOSS", help=f"nats to be reached ({TARGET})")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the pictures go (beside this)")
     arguments = parser.parse_args()
     jobs = [job for seed in range(arguments.seeds) for job in runs(seed)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
-        waiting = [pool.submit(measure, *job, TARGET) for job in jobs]
+        waiting = [pool.submit(measure, *job, arguments.target) for job in jobs]
         results = []
         for each in waiting:
             results.append(each.result())
             print(line_of(results[-1]), flush=True)
-    Console(width=140).print(results_table(results, TARGET))
-    plot_curves(results, TARGET, arguments.out / "loss.png")
+    Console(width=140).print(results_table(results, arguments.target))
+    plot_curves(results, arguments.target, arguments.out / "loss.png")
     plot_costs(results, arguments.out / "costs.png")
 
 

@@ -16,7 +16,7 @@ from decentral.sim.simulate import simulate
 RUN_FILE = Path(__file__).parent / "run.toml"
 RULES = ("ddp", "diloco", "streaming_diloco", "noloco", "async_local_sgd")
 ALONE = "one machine"
-ALONE_STEPS = 2000
+ALONE_STEPS = 4000
 """A single worker may take so many local steps, for nobody shares its work."""
 SCALE = 31_738
 """Times that the model that is meant is larger than the one that is trained; see the run file."""
