@@ -13,13 +13,26 @@ from torch import Tensor, nn
 from decentral.tasks import Quadratic
 
 
-class Faulty(Quadratic):
-    """A quadratic on which one worker meets a fault at sample `at`."""
+class Gated(Quadratic):
+    """A quadratic on which nobody gets past sample `at` before somebody has made the file `gate`."""
+
+    name: ClassVar[str] = ""
+
+    at: int = 0
+    gate: Path | None = None
+
+    def batch(self, worker: int, start: int, size: int) -> tuple[Tensor, Tensor]:
+        while self.gate is not None and start >= self.at and not self.gate.exists():
+            threading.Event().wait(0.02)
+        return super().batch(worker, start, size)
+
+
+class Faulty(Gated):
+    """A quadratic on which one worker meets a fault at sample `at`, not before there is `gate` if one is named."""
 
     name: ClassVar[str] = ""
 
     worker: int = 1
-    at: int = 0
     fault: str = ""
     pids: Path | None = None
 
@@ -44,17 +57,3 @@ class Faulty(Quadratic):
         if worker == self.worker and self.fault == "slow":
             threading.Event().wait(0.01)
         return centres, noise
-
-
-class Gated(Quadratic):
-    """A quadratic on which nobody gets past sample `at` before somebody has made the file `gate`."""
-
-    name: ClassVar[str] = ""
-
-    at: int = 0
-    gate: Path | None = None
-
-    def batch(self, worker: int, start: int, size: int) -> tuple[Tensor, Tensor]:
-        while self.gate is not None and start >= self.at and not self.gate.exists():
-            threading.Event().wait(0.02)
-        return super().batch(worker, start, size)

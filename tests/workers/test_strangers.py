@@ -301,6 +301,7 @@ real = {{ certificates = "{certificates}", port = {port} }}
 name = "tests.workers.faulty_tasks:Faulty"
 fault = "{fault}"
 at = 12
+gate = "{gate}"
 
 [fleet]
 workers = [{{ count = 2 }}]
@@ -322,7 +323,9 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
     with socket.create_server((host_here(), 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv(SECRET_VARIABLE, secret)
-    (tmp_path / "run.toml").write_text(RUN_FILE.format(certificates=held.folder, port=port, fault=fault))
+    (tmp_path / "run.toml").write_text(
+        RUN_FILE.format(certificates=held.folder, port=port, fault=fault, gate=tmp_path / "looked")
+    )
     monkeypatch.setattr("sys.argv", ["decentral", "train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "out")])
     seen: list[str] = []
     see = cli.LiveView.see
@@ -332,6 +335,7 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
             seen.append(subprocess.run(["ps", "-eww", "-o", "args="], capture_output=True, text=True).stdout)
             seen.append(repr(ray._private.state.actors()))
             seen.append(asyncio.run(answer_to(Keys(secret, held.member))))
+            (tmp_path / "looked").touch()
         see(view, record)
 
     async def answer_to(keys: Keys) -> str:
@@ -365,7 +369,9 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_machine_without_certificates_ends_the_run_in_its_own_words(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(RUN_FILE.format(certificates=tmp_path / "none", port=0, fault=""))
+    (tmp_path / "run.toml").write_text(
+        RUN_FILE.format(certificates=tmp_path / "none", port=0, fault="", gate=tmp_path / "looked")
+    )
     with pytest.raises(ConfigError, match=f"real.certificates: {tmp_path}/none/{CA} on .*: cannot be read"):
         train(cli.read_run(tmp_path / "run.toml"))
 
