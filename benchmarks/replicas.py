@@ -1,13 +1,14 @@
 """Simulated training of many small replicas, beside bare torch loops over as many in this process and in two.
 
-Run from the repository's root (about ten minutes on two cores):
+Run from the repository's root (about twelve minutes on two cores):
 
     python -m benchmarks.replicas
 
 Every variant trains the same number of replicas for as many steps: `bare loop` in one process with one thread,
 `bare x2` in two processes with one thread each and half the replicas, `simulate` under DiLoCo with one round, as a run
 file's default computes it. Variants take turns; printed are medians of seconds on the clock, of CPU seconds over all
-processes, and both as ratios to the better bare loop. On a machine with other work to do, believe the CPU seconds.
+processes, and of both as ratios to the better bare loop of the same turn, for a shared machine changes its speed from
+turn to turn. On a machine with other work to do, believe the CPU seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from decentral.config import Run, validated
 from decentral.sim.simulate import simulate
 from decentral.tasks.text import ByteGPT
 
-REPEATS = 3
+REPEATS = 5
 REPLICAS = 32
 BATCH = 8
 CASES: tuple[tuple[dict[str, Any], int], ...] = (  # model, steps
@@ -93,7 +94,7 @@ def measured(work: Callable[[], object]) -> tuple[float, float]:
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print(f"{'model':<28}{'variant':<14}{'seconds':>9}{'CPU s':>9}{'ratio':>8}{'CPU ratio':>11}")
+    print(f"{'model':<28}{'variant':<14}{'seconds':>9}{'CPU s':>9}{'ratio':>8}{'spread':>14}{'CPU ratio':>11}")
     for model, steps in CASES:
         run = make_run(model, steps)
         variants: dict[str, Callable[[], object]] = {
@@ -101,17 +102,21 @@ def main() -> None:
             "bare x2": lambda model=model, steps=steps: train_bare_in_two(model, steps),  # type: ignore[misc]
             "simulate": lambda run=run: simulate(run),  # type: ignore[misc]
         }
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-        for _ in range(REPEATS):
-            for name, work in variants.items():
-                taken[name].append(measured(work))
-        medians = {
-            name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in taken.items()
-        }
-        best_s, best_cpu_s = (min(medians[name][column] for name in ("bare loop", "bare x2")) for column in (0, 1))
-        for name, (seconds, cpu) in medians.items():
-            label = f"GPT d={model['width']}, {REPLICAS} replicas"
-            print(f"{label:<28}{name:<14}{seconds:>9.2f}{cpu:>9.2f}{seconds / best_s:>8.2f}{cpu / best_cpu_s:>11.2f}")
+        turns = [{name: measured(work) for name, work in variants.items()} for _ in range(REPEATS)]
+        label = f"GPT d={model['width']}, {REPLICAS} replicas"
+        for name in variants:
+            seconds, cpu = (statistics.median(turn[name][column] for turn in turns) for column in (0, 1))
+            ratios, cpu_ratios = ([turn[name][column] / best(turn, column) for turn in turns] for column in (0, 1))
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            print(
+                f"{label:<28}{name:<14}{seconds:>9.2f}{cpu:>9.2f}{statistics.median(ratios):>8.2f}{spread:>14}"
+                f"{statistics.median(cpu_ratios):>11.2f}"
+            )
+
+
+def best(turn: Mapping[str, tuple[float, float]], column: int) -> float:
+    """Return what the better bare loop of a turn took: seconds on the clock, or CPU seconds (`column` 1)."""
+    return min(turn[name][column] for name in ("bare loop", "bare x2"))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from decentral.journal import Joined, Left, Record, Synced, Trained
 from decentral.traffic import Traffic
 
 SETTLED = ("committed", "degraded")
-TO_THE_END = ("finished", "stopped")
+STOPPED = "stopped"
+TO_THE_END = ("finished", STOPPED)
 """Why workers leave that are not lost: they have done their steps, or the run has been stopped."""
 
 

@@ -81,6 +81,16 @@ class Sim(Section):
     and merged stays in host memory."""
 
 
+WARMUP_STEPS = 20
+"""Of the inner optimiser that a run has by default, if it has so many steps."""
+
+
+def _usual_inner(run: Mapping[str, Any]) -> Inner:
+    """Return the inner optimiser of a run that names none, by the valid ones of the fields before it."""
+    warmup_steps = min(WARMUP_STEPS, run.get("steps", WARMUP_STEPS))
+    return AdamW(lr=3e-3, warmup_steps=warmup_steps, schedule="cosine", clip_norm=1.0)
+
+
 class Run(Section):
     """Everything that defines a run; the same file trains, simulates and compares."""
 
@@ -112,8 +122,9 @@ class Run(Section):
 
     The default run is short: with the paper's outer momentum of 0.9 its fifteen rounds would be all overshoot.
     """
-    inner: InnerField = AdamW(lr=3e-3, warmup_steps=20, schedule="cosine", clip_norm=1.0)
-    """The inner optimiser: `name` and its hyper-parameters."""
+    inner: InnerField = Field(default_factory=_usual_inner)
+    """The inner optimiser: `name` and its hyper-parameters. The default's warm-up is as long as the run if that is
+    shorter than 20 steps."""
     fleet: Fleet = Fleet()
     """The machines."""
     real: Real = Real()
@@ -364,6 +375,8 @@ def _messages(error: ValidationError, place: tuple[str | int, ...] = ()) -> Iter
     for found in error.errors():
         where = (*place, *found["loc"])
         cause = found.get("ctx", {}).get("error")
+        if found["type"] == "default_factory_not_called":  # for what it goes by is not valid, as another message says
+            continue
         if isinstance(cause, ValidationError):  # a part inside a part
             yield from _messages(cause, where)
             continue

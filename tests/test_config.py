@@ -136,3 +136,16 @@ def test_an_unknown_task_is_refused_when_the_file_is_read() -> None:
 
 def test_one_worker_is_enough_for_rules_with_a_server_side() -> None:
     assert validated({"rule": "diloco", "fleet": {"workers": [{}]}}, "run").fleet.size == 1
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 10), (20, 20), (300, 20)])
+def test_the_inner_optimiser_nobody_named_warms_up_no_longer_than_the_run(steps: int, warmup: int) -> None:
+    run = read_run(None, [f"steps={steps}"])
+    assert run.inner.warmup_steps == warmup
+    run.inner.check(run.steps)
+
+
+def test_a_bad_number_of_steps_is_all_that_is_said() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_run(None, ["steps=0"])
+    assert str(caught.value) == "run: steps: Input should be greater than or equal to 1 (got 0)"

@@ -88,7 +88,7 @@ def spelled(value: Any) -> str:
 
 
 def _default(field: FieldInfo) -> Any:
-    return field.get_default(call_default_factory=True)
+    return field.get_default(call_default_factory=True, validated_data={})
 
 
 def _shown(field: FieldInfo) -> str:

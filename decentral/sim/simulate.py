@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from decentral.accounts import TO_THE_END, accounts_of
+from decentral.accounts import STOPPED, TO_THE_END, accounts_of
 from decentral.config import Run
 from decentral.errors import ConfigError
 from decentral.journal import Left, Record
@@ -42,9 +42,10 @@ def simulate(
 
     `timing_only` skips all tensor work: times, traffic and round outcomes alone. `on_record` sees every record as it is
     made; where no messages are needed to tell the times (`decentral.sim.lean`), that is at the end. `until` is asked of
-    every record whether the run is to stop there and then; whoever is in it leaves "stopped", as it is. `watch` says
-    how closely to look. Raises `DecentralError` for what is the user's to mend, such as a fleet of which nobody is
-    left, and `VerificationError` if the run contradicts itself.
+    every record whether the run is to stop there and then; whoever is in it leaves "stopped", as it is; if a stage of
+    the model is lost just then, there is none to look at and `after` is empty. `watch` says how closely to look. Raises
+    `DecentralError` for what is the user's to mend, such as a fleet of which nobody is left, and `VerificationError` if
+    the run contradicts itself.
     """
     task = run.make_task()
     records: list[Record] = []
@@ -90,7 +91,8 @@ def simulate(
             outcome.slots = {peer.id: peer.slots for peer in peers if peer.id in finished}
             outcome.before = before
             outcome.assemble = run.pipeline.assemble(task, run.seed, run.batch_size)
-            outcome.after = held_out(task, run.seed, outcome.merged())
+            if not outcome.grid.missing(finished):
+                outcome.after = held_out(task, run.seed, outcome.merged())
     return outcome
 
 
@@ -149,12 +151,12 @@ async def _run(
 def _finished(outcome: Outcome, run: Run) -> set[int]:
     """Return the workers that did all their steps, or were there when the run was stopped.
 
-    Raises `ConfigError` if there are none, or none that hold one of the stages.
+    Raises `ConfigError` if the run was not stopped and there are none, or none that hold one of the stages.
     """
     left = [record for record in outcome.records if isinstance(record, Left)]
     finished = {record.worker for record in left if record.reason in TO_THE_END}
     missing = outcome.grid.missing(finished)
-    if missing:
+    if missing and not any(record.reason == STOPPED for record in left):
         last, who = (
             left[-1],
             "nobody" if run.pipeline.stages == 1 or not finished else f"nobody with stage {missing[0]}",

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
+from decentral.accounts import STOPPED
 from decentral.errors import PeerGone
 from decentral.fleet import Event, Fleet
 from decentral.fleet.happenings import happenings, happenings_until, starters
@@ -158,7 +159,7 @@ class SimWorld:
             peer = self._peers.pop(worker)
             self._mains[worker].cancel()
             peer.stop()
-            self.record(peer.left("stopped"))
+            self.record(peer.left(STOPPED))
         if not self._over.done():
             self._over.set_result(None)
 

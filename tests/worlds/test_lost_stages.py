@@ -253,3 +253,11 @@ def test_over_sockets_a_stage_is_copied_from_another_replica(rule: str) -> None:
     if rule != "noloco":
         for stage in range(STAGES):
             assert outcome.params[stage].equal(outcome.params[STAGES + stage])
+
+
+def test_a_run_stopped_while_a_stage_is_lost_has_no_whole_model_at_its_end() -> None:
+    run = run_of(settings("diloco"), lost={1: (CRASH_S, BACK_S)})
+    outcome = simulate(run, until=lambda record: isinstance(record, Left) and record.worker == 1)
+    assert [left.reason for left in outcome.left()] == ["crashed", "stopped", "stopped", "stopped"]
+    assert outcome.after == {}
+    assert sorted(outcome.params) == [0, 2, 3]
