@@ -258,6 +258,11 @@ def test_over_sockets_a_stage_is_copied_from_another_replica(rule: str) -> None:
 def test_a_run_stopped_while_a_stage_is_lost_has_no_whole_model_at_its_end() -> None:
     run = run_of(settings("diloco"), lost={1: (CRASH_S, BACK_S)})
     outcome = simulate(run, until=lambda record: isinstance(record, Left) and record.worker == 1)
-    assert [left.reason for left in outcome.left()] == ["crashed", "stopped", "stopped", "stopped"]
+    assert {left.worker: left.reason for left in outcome.left()} == {
+        0: "stopped",
+        1: "crashed",
+        2: "stopped",
+        3: "stopped",
+    }
     assert outcome.after == {}
     assert sorted(outcome.params) == [0, 2, 3]
