@@ -145,7 +145,8 @@ class Line:
     async def evaluate(self) -> dict[str, float] | None:
         """Return the held-out metrics of the whole model at the first stage, None at others, which send their part.
 
-        None at the first stage too if one of the others is gone.
+        None at the first stage too once the party has lost somebody: others may know and wait for us, with the step
+        before still to be done.
         """
         tag = Tag(EVALUATION, self._peer.step, "params")
         if self.stage:
@@ -154,8 +155,8 @@ class Line:
         parts = [self._stage.params]
         for worker in self._row[1:]:
             try:
-                _, packet = await self._peer.recv(worker, tag)
-            except (PeerGone, TimeoutError):
+                packet = await self._packet(worker, tag)
+            except PeerGone:
                 return None
             parts.append(self._decoded(worker, packet, EXACT, self._stage.cut.layouts[len(parts)].size))
         return await self._peer.work("evaluate", 0.0, lambda: self._stage.evaluate_whole(parts))

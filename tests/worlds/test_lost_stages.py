@@ -266,3 +266,18 @@ def test_a_run_stopped_while_a_stage_is_lost_has_no_whole_model_at_its_end() -> 
     }
     assert outcome.after == {}
     assert sorted(outcome.params) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("way", ["checkfree", "checkfree_plus"])
+def test_who_evaluates_does_not_wait_for_others_who_wait_for_it(way: str) -> None:
+    """A stage is lost while some know already that the step before an evaluation is done, and others do not yet."""
+    fields = {"patience_s": 1000.0, "steps": 15, "evaluate_every": 5}
+    pipeline = {"stages": STAGES, "microbatches": 2, "recovery": way}
+    fleet = {"workers": [{"count": STAGES}], "latency_s": 0.1, "detection_s": 0.05}
+    quiet = simulate(run_of(settings("diloco"), **fields, pipeline=pipeline, fleet=fleet))
+    done_s = next(record.time_s for record in quiet.records if isinstance(record, Trained) and record.step == 5)
+    for late in range(-8, 9):
+        crash_s = done_s + late / 40
+        events = [{"kind": kind, "worker": 2, "at_s": crash_s + s} for kind, s in (("crash", 0.0), ("join", 1.0))]
+        run = run_of(settings("diloco"), **fields, pipeline=pipeline, fleet={**fleet, "events": events})
+        assert simulate(run).seconds < quiet.seconds + 10, f"lost {late / 40} s after the fifth step"
