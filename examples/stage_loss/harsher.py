@@ -10,7 +10,7 @@ from rich.table import Table
 from examples.stage_loss.paper import losses, relative_iterations
 from examples.stage_loss.runs import NO_LOSSES, PLUS, RATES, Job, Result, churn_of, recovering, run_of
 
-CLOCK = ("fleet.churn.speed_up=80",)
+CLOCK = ("fleet.churn.speed_up=80", "fleet.churn.apart_s=100")
 """The clock of losses. At h an hour, -ln(1 - h) T of each stage come in T hours. The paper's 367.81 h at 5 % are our
 4.6 h to the target, so that hours of losses must pass 80 times as fast for as many to come on the way."""
 RATES_OF: dict[str, tuple[float, ...]] = {
