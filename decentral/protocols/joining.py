@@ -37,7 +37,7 @@ from decentral.replica import digest
 from decentral.snapshot import Snapshot
 from decentral.wire import FrameError, Packet, Tag, signal, signal_text
 
-AHEAD = 4
+AHEAD = 2
 """Means that may be on their way to a newcomer, or wait there for it."""
 IN_FLIGHT = 3
 """Segments of a state that are on their way at once: the line stays full while the first one's receipt comes back."""

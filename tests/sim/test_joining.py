@@ -357,7 +357,7 @@ def test_when_all_hosts_die_as_they_give_their_state_the_newcomer_says_so() -> N
         simulate(run_of(Gossip(period=10), crash(0.1, 3), join(0.6, 3), *deaths, **THIN))
 
 
-@pytest.mark.parametrize("at_s", [0.65, 2.0, 7.0])
+@pytest.mark.parametrize("at_s", [0.65, 2.0, 6.0])
 def test_a_newcomer_that_is_told_to_leave_goes_at_once_and_does_not_come_again(at_s: float) -> None:
     """While it waits for the host's rest, while the state comes, while it follows."""
     told = notice(at_s, 3, notice_s=30)
