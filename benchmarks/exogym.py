@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.peer import exogym_work as work
+from benchmarks.peer import work
 from benchmarks.peers import python_of
 from decentral.compare.comparison import read_comparison
 from decentral.compare.plan import Plan

@@ -49,8 +49,8 @@ from decentral.workers.launch import train
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "peer"))  # the peers' environments know these modules by their plain names
 
-import exogym_work as work  # noqa: E402
 import side  # noqa: E402
+import work  # noqa: E402
 
 LIMIT_S = 240.0
 """How long a system has, from its start to its end."""
@@ -174,7 +174,7 @@ def run_flower(replicas: int, folder: Path) -> None:
     app, home = folder / "app", folder / "home"
     app.mkdir()
     home.mkdir()
-    for name in ("side", "exogym_work", "flower_side"):
+    for name in ("side", "work", "flower_side"):
         shutil.copy(HERE / "peer" / f"{name}.py", app)
     (app / "pyproject.toml").write_text(FLOWER_APP.format(folder=folder, replicas=replicas))
     (home / "config.toml").write_text(FLOWER_LINK)

@@ -17,8 +17,8 @@ from exogym.strategy.federated_averaging import FedAvgStrategy
 from exogym.strategy.optim import OptimSpec
 from exogym.trainer import Trainer
 from exogym_rules import Rows
-from exogym_work import BATCH, HELD_OUT, LR, NODES, PERIOD, STEPS, data_of, model_of
 from side import held_out_loss
+from work import BATCH, HELD_OUT, LR, NODES, PERIOD, STEPS, data_of, model_of
 
 MORE = 1
 """EXO Gym's rounds come after 11, 21, ... steps, so it does one step more for as many rounds."""

@@ -19,7 +19,7 @@ from exogym.strategy.optim import OptimSpec
 from exogym.strategy.sparta import SPARTAStrategy
 from exogym.strategy.strategy import SimpleReduceStrategy, Strategy
 from exogym.trainer import Trainer
-from exogym_work import BATCH, HELD_OUT, LR, NODES, PERIOD, RULES, SHARE, STEPS, data_of, model_of, samples
+from work import BATCH, HELD_OUT, LR, NODES, PERIOD, RULES, SHARE, STEPS, data_of, model_of, samples
 
 
 def strategy_of(rule: str, lr: float) -> Strategy:

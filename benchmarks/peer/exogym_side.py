@@ -15,8 +15,8 @@ from exogym.strategy.diloco import DiLoCoStrategy
 from exogym.strategy.optim import OptimSpec
 from exogym.trainer import Trainer
 from exogym_rules import Rows
-from exogym_work import BATCH, HELD_OUT, LR, data_of, model_of
 from side import PERIOD, STEPS, held_out_loss, note_end, note_step
+from work import BATCH, HELD_OUT, LR, data_of, model_of
 
 
 class Noting(torch.nn.Module):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from exogym_work import model_of
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvgM
 from side import OUTER, PERIOD, STEPS, Replica, held_out_loss, note_end
+from work import model_of
 
 client = ClientApp()
 server = ServerApp()

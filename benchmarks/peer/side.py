@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import torch
-from exogym_work import BATCH, HELD_OUT, LR, data_of, model_of
 from torch import Tensor, nn
+from work import BATCH, HELD_OUT, LR, data_of, model_of
 
 STEPS = 120
 PERIOD = 10

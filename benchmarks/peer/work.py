@@ -1,4 +1,4 @@
-"""The same two models and data for EXO Gym and decentral, in plain PyTorch; `benchmarks.exogym` runs both."""
+"""The same models and data for decentral and the systems beside it, in plain PyTorch."""
 
 from __future__ import annotations
 
