@@ -273,10 +273,10 @@ def one(system: str, replicas: int, killed: bool) -> None:
             threading.Thread(target=strike, args=(folder, replicas - 1), daemon=True).start()
         began = time.monotonic()
         _, run = SYSTEMS[system]
-        ended = threading.Event()
+        ended, out = threading.Event(), sys.stdout
 
         def finish(seconds: float | None) -> None:
-            print(json.dumps(asdict(told(folder, seconds))), flush=True)
+            print(json.dumps(asdict(told(folder, seconds))), file=out, flush=True)
             os._exit(0)  # the process namespace goes with its first process
 
         def watch() -> None:
