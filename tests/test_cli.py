@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Command, command_line
 from safetensors.torch import load_file
 
-from decentral import cli
 from decentral.config import read_run, tomllib
 from decentral.journal import Left, read_journal
-
-Command = Callable[..., tuple[int, str, str]]
 
 QUICK = ("--task", "quadratic", "--set", "steps=12", "--set", "rule.period=4", "--set", "inner.warmup_steps=0")
 
@@ -54,19 +51,7 @@ def decentral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "cli_user_tasks", raising=False)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["decentral", *arguments])
-        try:
-            cli.main()
-            status: object = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        assert isinstance(status, int)
-        return status, printed.out, printed.err
-
-    return command
+    return command_line(monkeypatch, capsys)
 
 
 def test_a_run_leaves_a_complete_folder(decentral: Command, tmp_path: Path) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Command, command_line
 
-from decentral import cli
 from decentral.config import read_run
 from decentral.sim.simulate import simulate
-
-Command = Callable[..., tuple[int, str, str]]
 
 FLEET = """
 [fleet]
@@ -35,19 +31,7 @@ def decentral(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """Run `decentral plan` in a folder with `fleet.toml`; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     Path("fleet.toml").write_text(FLEET, encoding="utf-8")
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["decentral", "plan", *arguments])
-        try:
-            cli.main()
-            status: object = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        assert isinstance(status, int)
-        return status, printed.out, printed.err
-
-    return command
+    return command_line(monkeypatch, capsys, "plan")
 
 
 def test_a_plan_is_a_table_and_a_run_file(decentral: Command) -> None:
