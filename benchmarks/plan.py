@@ -150,10 +150,11 @@ def judged(name: str, machine: Machine, nodes: Cluster) -> tuple[bool, bool]:
         told, came = option.forecast, measured(option, fleet, nodes)
         seconds[option.place] = came.seconds
         mark = "*" if option is first else " "
+        apart = f"{came.sent_bytes / told.sent_bytes - 1:>+8.1%}" if told.sent_bytes else ""  # one worker sends nothing
         print(
             f"{mark} {settings_text(option.run.rule):<38}{option.run.fleet.size:>8}{told.seconds:>10.2f}s"
             f"{came.seconds:>9.2f}s{came.seconds / told.seconds - 1:>+8.1%}{told.sent_bytes / 1e3:>12.1f}"
-            f"{came.sent_bytes / 1e3:>10.1f}{came.sent_bytes / told.sent_bytes - 1:>+8.1%}",
+            f"{came.sent_bytes / 1e3:>10.1f}{apart}",
             flush=True,
         )
     best = min(seconds.values())
