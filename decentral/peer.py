@@ -288,6 +288,7 @@ class Peer:
         self.records = 0
         self.host: Host | None = None
         self.keepers: list[Keeper] = []
+        self.held: Snapshot | None = None  # what it left with, when all leave at one point
         self.estate: dict[str, Estate] = {}
         self.guard: Guard | None = None
         self.guide: Guide | None = None

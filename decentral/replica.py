@@ -106,6 +106,16 @@ def initial_model(task: Task, seed: int) -> nn.Module:
     return model
 
 
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the live tensors of the model's state dict that are no parameters, by name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        name: values
+        for name, values in model.state_dict().items()
+        if isinstance(values, Tensor) and name not in parameters
+    }
+
+
 def begin_draws(device: torch.device, *parts: object) -> None:
     """Have torch's random numbers on the device depend on all parts, from here on, and on nothing else."""
     if device.type == "cpu":
@@ -175,12 +185,7 @@ class TorchReplica:
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the live tensors of the model's state dict that are no parameters, by name: running statistics, ..."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        return {
-            name: values
-            for name, values in self.model.state_dict().items()
-            if isinstance(values, Tensor) and name not in parameters
-        }
+        return buffers_of(self.model)
 
     def vector(self, size: int) -> Tensor:
         """Return a new vector of that length on the device of `params`, with any contents."""

@@ -1,15 +1,15 @@
 """Checkpoints of whole runs: sharded over the workers, written beside training, and never torn.
 
-Coordinator: `Archive`, `Desk`, `make_checkpoint`. Worker: `keep`. Going on: `newest`, `reopen`,
+Coordinator: `Archive`, `Desk`, `make_checkpoint`, `part`. Worker: `keep`. Going on: `newest`, `reopen`,
 `load`, `load_spans`, `records_before`.
 """
 
 from __future__ import annotations
 
 from decentral.checkpoint.archive import Archive, Found, load, newest, reopen
-from decentral.checkpoint.desk import Abandoned, Cut, Desk, Draft, Uneven
+from decentral.checkpoint.desk import Abandoned, Cut, Desk, Draft, Order, Uneven
 from decentral.checkpoint.keep import DeskLine, keep
-from decentral.checkpoint.make import make_checkpoint, records_before
+from decentral.checkpoint.make import make_checkpoint, part, records_before
 from decentral.checkpoint.manifest import Description, File, Manifest
 from decentral.checkpoint.settings import Checkpoints
 from decentral.checkpoint.spans import Span, load_spans
@@ -28,6 +28,7 @@ __all__ = [
     "File",
     "Found",
     "Manifest",
+    "Order",
     "Span",
     "Storage",
     "StorageError",
@@ -38,6 +39,7 @@ __all__ = [
     "load_spans",
     "make_checkpoint",
     "newest",
+    "part",
     "records_before",
     "reopen",
 ]

@@ -4,6 +4,8 @@
     described   all say what they hold; the desk answers who writes what
     written     all have written their share: the checkpoint may be committed
 
+Of a checkpoint at which the workers part nothing is written: each leaves with the state that it has described.
+
 Whatever goes wrong on the way (a worker that leaves, a share that cannot be written, the caller's deadline), the
 checkpoint is abandoned: whoever waits at the desk is told so, and training goes on.
 """
@@ -36,9 +38,17 @@ class Cut(NamedTuple):
     number: int
 
 
-class Draft(NamedTuple):
-    """A checkpoint that is written and not committed."""
+class Order(NamedTuple):
+    """A checkpoint that is wanted. A worker keeps its state to itself and leaves for the reason `parting`, if any."""
 
+    folder: str
+    parting: str = ""
+
+
+class Draft(NamedTuple):
+    """A checkpoint that is written and not committed, or of which there are no files, for the workers part there."""
+
+    folder: str
     descriptions: dict[int, Description]
     files: tuple[File, ...]
 
@@ -57,15 +67,17 @@ class Desk:
         self._ordered = asyncio.Event()
         self._ended = ""
 
-    def begin(self, folder: str, members: Collection[int]) -> asyncio.Future[Draft]:
+    def begin(self, folder: str, members: Collection[int], parting: str = "") -> asyncio.Future[Draft]:
         """Order a checkpoint of these workers; the future is done when it is written, or fails with `Abandoned`.
+
+        Or one at which they leave for the reason `parting`: it is done when all have said what they hold.
 
         Raises `Abandoned` at once if a worker has finished: its last state is gone, and the run is nearly over.
         """
         if self._ended:
             raise Abandoned(self._ended)
         self.abandon("another checkpoint is begun")
-        self._open = _Open(folder, frozenset(members))
+        self._open = _Open(Order(folder, parting), frozenset(members))
         self._ordered.set()
         self._ordered = asyncio.Event()
         return self._open.draft
@@ -93,11 +105,11 @@ class Desk:
         if self._open is not None and worker in self._open.members:
             self.abandon(f"worker {worker} has {'finished' if finished else 'gone'}")
 
-    async def order(self, worker: int, known: str) -> str:
-        """Return the folder of the checkpoint under way, as soon as there is one that the worker does not know."""
-        while self._open is None or self._open.folder == known or worker not in self._open.members:
+    async def order(self, worker: int, known: str) -> Order:
+        """Return what is wanted, as soon as that is a checkpoint which the worker does not know."""
+        while self._open is None or self._open.order.folder == known or worker not in self._open.members:
             await self._ordered.wait()
-        return self._open.folder
+        return self._open.order
 
     async def stand(self, worker: int, folder: str, rounds: Mapping[str, int]) -> Cut:
         """Hear which rounds the worker has settled, by channel; return where it takes its state, when all have said it.
@@ -120,16 +132,15 @@ class Desk:
         draft.files[worker] = file
         if draft.files.keys() == draft.members and not draft.draft.done():
             files = tuple(draft.files[member] for member in sorted(draft.members))
-            draft.draft.set_result(Draft(dict(draft.descriptions.said), files))
-            self._open = None
+            self._done(draft, files)
 
     async def failed(self, worker: int, folder: str, reason: str) -> None:
         """The worker could not do its part."""
-        if self._open is not None and self._open.folder == folder:
+        if self._open is not None and self._open.order.folder == folder:
             self.abandon(f"worker {worker}: {reason}")
 
     def _at(self, worker: int, folder: str) -> _Open:
-        if self._open is None or self._open.folder != folder or worker not in self._open.members:
+        if self._open is None or self._open.order.folder != folder or worker not in self._open.members:
             raise Abandoned(f"checkpoint {folder} is over")
         return self._open
 
@@ -156,7 +167,15 @@ class Desk:
         if apart:
             self._margin *= 2
             raise self._abandon(Uneven(f"the workers took their states between different rounds: {apart}"))
+        assert self._open is not None
+        if self._open.order.parting:
+            self._done(self._open, ())
+            return dict.fromkeys(descriptions, ())
         return plan(descriptions)
+
+    def _done(self, draft: _Open, files: tuple[File, ...]) -> None:
+        draft.draft.set_result(Draft(draft.order.folder, dict(draft.descriptions.said), files))
+        self._open = None
 
     def _abandon(self, error: Abandoned) -> Abandoned:
         draft, self._open = self._open, None
@@ -170,8 +189,8 @@ class Desk:
 class _Open:
     """A checkpoint under way."""
 
-    def __init__(self, folder: str, members: frozenset[int]) -> None:
-        self.folder, self.members = folder, members
+    def __init__(self, order: Order, members: frozenset[int]) -> None:
+        self.order, self.members = order, members
         self.cut: Cut | None = None
         self.stood = 0  # the newest round of the cut's channel when it was made
         self.standings: _Gathering[Mapping[str, int], Cut] = _Gathering(members)

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from decentral.checkpoint.archive import write_share
 from decentral.checkpoint.contents import describe
-from decentral.checkpoint.desk import Abandoned, Cut
+from decentral.checkpoint.desk import Abandoned, Cut, Order
 from decentral.checkpoint.manifest import Description, File
 from decentral.checkpoint.settings import WRITING_S
 from decentral.checkpoint.storage import Storage, StorageError
-from decentral.errors import RunError
+from decentral.errors import PeerGone, RunError
 from decentral.peer import Peer
 from decentral.snapshot import Snapshot
 
@@ -27,7 +27,7 @@ RETRY_S = 1.0
 class DeskLine(Protocol):
     """How a worker reaches the `Desk`. It may raise `RunError` when it does not, and `Abandoned` as the desk does."""
 
-    async def order(self, worker: int, known: str) -> str: ...
+    async def order(self, worker: int, known: str) -> Order: ...
     async def stand(self, worker: int, folder: str, rounds: Mapping[str, int]) -> Cut: ...
     async def describe(self, worker: int, folder: str, description: Description) -> tuple[str, ...]: ...
     async def wrote(self, worker: int, folder: str, file: File) -> None: ...
@@ -38,14 +38,15 @@ async def keep(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, writi
     """Take part in all checkpoints of the run, for ever: `peer.spawn` this beside the rule.
 
     Training waits for nothing but the copy of the state out of live buffers. What goes wrong is told to the desk, and
-    never ends the worker. A round that does not come within `writing_s` seconds may never come: its channel is over.
+    never ends the worker; a checkpoint at which all leave does, with the state in `peer.held`. A round that does not
+    come within `writing_s` seconds may never come: its channel is over.
     """
     done = ""
     while True:
         folder = ""
         try:
-            folder = await desk.order(peer.id, done)
-            await _take_part(peer, desk, storage, aside, folder, writing_s)
+            folder, parting = await desk.order(peer.id, done)
+            await _take_part(peer, desk, storage, aside, folder, parting, writing_s)
             done = folder  # one that came to nothing may be ordered again under the same name
         except Abandoned:
             continue
@@ -55,14 +56,20 @@ async def keep(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, writi
             await asyncio.sleep(RETRY_S)
 
 
-async def _take_part(peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, folder: str, writing_s: float) -> None:
+async def _take_part(
+    peer: Peer, desk: DeskLine, storage: Storage, aside: Aside, folder: str, parting: str, writing_s: float
+) -> None:
     cut = await desk.stand(peer.id, folder, peer.rounds_settled)
     try:
         snapshot = await asyncio.wait_for(state_at(peer, cut), writing_s)
     except (asyncio.TimeoutError, TimeoutError):
         raise Abandoned(f"round {cut.number} of '{cut.channel}' has not come within {writing_s:g} s") from None
     description = await aside(partial(describe, peer.id, snapshot))
+    peer.held = snapshot if parting else None  # before the others can know, who may be gone before we hear of it
     share = await desk.describe(peer.id, folder, description)
+    if parting:
+        peer.fail(PeerGone(parting))
+        return
     file = await aside(partial(write_share, storage, folder, snapshot, description, share))
     peer.have_back(snapshot)  # if something fails, a thread may still be reading it
     await desk.wrote(peer.id, folder, file)

@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from decentral.checkpoint.archive import Archive
 from decentral.checkpoint.desk import Abandoned, Desk, Draft, Uneven
 from decentral.checkpoint.keep import Aside
-from decentral.checkpoint.manifest import Manifest
+from decentral.checkpoint.manifest import Description, Manifest
 from decentral.journal import Record
 
 ATTEMPTS = 6
 """Times that a checkpoint is begun whose workers took their states a round apart; each looks further ahead."""
+NOWHERE = "nowhere"
+"""The folder of a checkpoint that is not written."""
 
 
 async def make_checkpoint(
@@ -43,12 +45,16 @@ async def make_checkpoint(
     Raises `Abandoned` when it could not be written (within `timeout_s` seconds an attempt), or `journalled` took as
     long: nothing has happened then, and the next one may be. `StorageError` and `RunError` as `Archive.commit` does.
     """
-    folder, draft = await _written(desk, archive, members, aside, timeout_s)
+
+    async def begin() -> asyncio.Future[Draft]:
+        return desk.begin(await aside(archive.next_folder), members)
+
+    draft = await _agreed(desk, begin, timeout_s)
     journal = Counter(earlier)
     journal.update({worker: description.life.records for worker, description in draft.descriptions.items()})
     try:
         manifest = Manifest(
-            number=int(folder.split("-")[0]),
+            number=int(draft.folder.split("-")[0]),
             owner=archive.owner,
             decentral=version("decentral"),
             torch=torch.__version__,
@@ -65,17 +71,26 @@ async def make_checkpoint(
             await asyncio.wait_for(journalled(manifest.journal), timeout_s)
         except (asyncio.TimeoutError, TimeoutError):
             raise Abandoned(f"within {timeout_s:g} s the journal had not every record before it") from None
-    await aside(partial(archive.commit, folder, manifest))
-    return folder, manifest
+    await aside(partial(archive.commit, draft.folder, manifest))
+    return draft.folder, manifest
 
 
-async def _written(
-    desk: Desk, archive: Archive, members: Collection[int], aside: Aside, timeout_s: float
-) -> tuple[str, Draft]:
+async def part(desk: Desk, members: Collection[int], reason: str, timeout_s: float) -> dict[int, Description]:
+    """Have these workers leave for that reason, each with its state between the same two rounds; return what they hold.
+
+    Raises `Abandoned` when they cannot (within `timeout_s` seconds an attempt): nothing has happened then.
+    """
+
+    async def begin() -> asyncio.Future[Draft]:
+        return desk.begin(NOWHERE, members, reason)
+
+    return (await _agreed(desk, begin, timeout_s)).descriptions
+
+
+async def _agreed(desk: Desk, begin: Callable[[], Awaitable[asyncio.Future[Draft]]], timeout_s: float) -> Draft:
     for _attempt in range(ATTEMPTS):
-        folder = await aside(archive.next_folder)
         try:
-            return folder, await asyncio.wait_for(desk.begin(folder, members), timeout_s)
+            return await asyncio.wait_for(await begin(), timeout_s)
         except Uneven as error:
             apart = error
         except (asyncio.TimeoutError, TimeoutError):
@@ -85,13 +100,13 @@ async def _written(
     raise apart
 
 
-def records_before(manifest: Manifest, records: Iterable[Record]) -> Iterator[Record]:
-    """Yield those of a journal's records that were made before the checkpoint, in their order.
+def records_before(journal: Mapping[int, int], records: Iterable[Record]) -> Iterator[Record]:
+    """Yield those of a journal's records that were made before a checkpoint, so many of each worker, in their order.
 
     A worker's records come in the order in which it made them; those after the checkpoint it will make once more.
     """
     seen: Counter[int] = Counter()
     for record in records:
         seen[record.worker] += 1
-        if seen[record.worker] <= manifest.journal.get(record.worker, 0):
+        if seen[record.worker] <= journal.get(record.worker, 0):
             yield record

@@ -7,7 +7,7 @@ from decentral.pipeline.memory import Stages, fitting_cuts
 from decentral.pipeline.orders import ORDERS, Timetable, planned, timetable
 from decentral.pipeline.paths import Action, Ground, Hop, Path, Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, CheckFreePlus, Copy, FromStart, Neighbour, Recovery, Redundant
-from decentral.pipeline.recut import Move, OldStages, moves
+from decentral.pipeline.recut import Assembly, Move, OldStages, moves
 from decentral.pipeline.settings import Pipeline
 from decentral.pipeline.skipping import Skipping, placed
 from decentral.pipeline.stage import PhantomStage, Stage, TorchStage
@@ -15,6 +15,7 @@ from decentral.pipeline.stage import PhantomStage, Stage, TorchStage
 __all__ = [
     "ORDERS",
     "Action",
+    "Assembly",
     "Block",
     "CheckFree",
     "CheckFreePlus",

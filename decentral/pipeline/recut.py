@@ -1,11 +1,15 @@
-"""A checkpoint of other stages: what a stage begins with when the model is cut anew, or was not cut before."""
+"""States of other stages: what a stage begins with when the model is cut anew, or was not cut before."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from decentral.checkpoint import Description, Found, Span, Storage, load_spans
+import torch
+from torch import Tensor
+
+from decentral.checkpoint import Description, Span
 from decentral.errors import ConfigError, RunError
 from decentral.grid import Grid
 from decentral.protocols.rounds import NORMS
@@ -43,8 +47,56 @@ def moves(old: Sequence[Layout], new: Layout) -> list[Move]:
     return found
 
 
+Load = Callable[[Collection[str], Sequence[Span]], Mapping[str, Tensor]]
+"""Returns vectors made of these spans of the workers' tensors of these names, one for each name."""
+
+
+class Assembly(NamedTuple):
+    """What a new stage begins with: vectors of these `names`, each made of the `spans`, and whole `buffers`.
+
+    These are given by name, each with the span that it is and its shape; `bare` has no tensors yet.
+    """
+
+    names: tuple[str, ...]
+    spans: tuple[Span, ...]
+    buffers: Mapping[str, tuple[Span, tuple[int, ...]]]
+    bare: Snapshot
+
+    def parts(self, worker: int) -> Iterator[tuple[str, Span]]:
+        """Yield the names and spans of what is the worker's."""
+        for name in self.names:
+            yield from ((name, span) for span in self.spans if span.worker == worker)
+        yield from ((name, span) for name, (span, _) in self.buffers.items() if span.worker == worker)
+
+    def nbytes(self, worker: int, tensors: Description) -> int:
+        """Return how many bytes of it are the worker's, which has these tensors."""
+        widths = {held.name: held.nbytes // max(1, held.numel) for held in tensors.tensors}
+        return sum(widths[name] * (span.stop - span.start) for name, span in self.parts(worker))
+
+    def given_by(self, worker: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the worker gives of its tensors, as `joined` takes it."""
+        return {_key(name, span): tensors[name].view(-1)[span.start : span.stop] for name, span in self.parts(worker)}
+
+    def joined(self, given: Mapping[str, Tensor]) -> Snapshot:
+        """Return what the stage begins with, of what all workers give. Raises `KeyError` if something is missing."""
+        return self.loaded(
+            lambda names, spans: {name: torch.cat([given[_key(name, span)] for span in spans]) for name in names}
+        )
+
+    def loaded(self, load: Load) -> Snapshot:
+        """Return what the stage begins with; raises as `load` does."""
+        tensors = dict(load(self.names, self.spans))
+        for name, (span, shape) in self.buffers.items():
+            tensors[name] = load([name], [span])[name].view(shape)
+        return replace(self.bare, tensors=tensors)
+
+
+def _key(name: str, span: Span) -> str:
+    return f"{span.to} {name}"
+
+
 class OldStages(NamedTuple):
-    """A checkpoint's stages: how the parameters of each lie in its flat vector, and what each worker there holds."""
+    """A run's stages before: how the parameters of each lie in its flat vector, and what each worker there holds."""
 
     layouts: Sequence[Layout]
     workers: Mapping[int, Description]
@@ -76,13 +128,11 @@ class OldStages(NamedTuple):
                 )
         return list(common)
 
-    def stage_of(
-        self, storage: Storage, found: Found, replica: int, layout: Layout, buffers: Collection[str]
-    ) -> Snapshot:
+    def assembly(self, replica: int, layout: Layout, buffers: Collection[str]) -> Assembly:
         """Return what a stage with that layout, and with these buffers of the model, begins with in a replica.
 
-        Of each old stage the replica's own worker gives what it had, or one of another replica what a newcomer gets.
-        Reads nothing that the stage does not hold. Raises as `vectors`, and `RunError` if an old stage is missing.
+        Of each old stage the replica's own worker gives what it had, or one of another replica what a newcomer gets:
+        nothing that the stage does not hold. Raises as `vectors`, and `RunError` if an old stage is missing.
         """
         plan, sources = moves(self.layouts, layout), self._sources(replica)
         spans = [Span(sources[move.stage], *move[1:]) for move in plan]
@@ -90,18 +140,16 @@ class OldStages(NamedTuple):
         goes_on = all(Grid(len(sources)).replica(worker) == replica for worker in sources)
         own = {name for each in described for name in each.life.own_slots}
         names = [name for name in self.vectors() if goes_on or name.removeprefix(SLOT) not in own]
-        tensors = load_spans(storage, found, names, spans)
         holders = {held.name: (worker, held) for worker in sources for held in self.workers[worker].tensors}
-        for name in {BUFFER + each for each in buffers} & holders.keys():
+        whole = {}
+        for name in sorted({BUFFER + each for each in buffers} & holders.keys()):
             worker, held = holders[name]
-            whole = Span(worker, 0, held.numel, 0)
-            tensors[name] = load_spans(storage, found, [name], [whole])[name].view(held.shape)
+            whole[name] = Span(worker, 0, held.numel, 0), held.shape
         rounds: dict[str, int] = {}
         for each in described:  # of channels that all have, they have settled as many
             rounds.update(each.rounds)
-        return Snapshot(
-            described[0].step, rounds, tensors, self._life(sources[0], described, names) if goes_on else None
-        )
+        life = self._life(sources[0], described, names) if goes_on else None
+        return Assembly(tuple(names), tuple(spans), whole, Snapshot(described[0].step, rounds, {}, life))
 
     def _sources(self, replica: int) -> list[int]:
         """Return the worker that gives a replica its part of each old stage."""
@@ -109,7 +157,7 @@ class OldStages(NamedTuple):
         for stage in range(grid.stages):
             holders = sorted(worker for worker in self.workers if grid.stage(worker) == stage)
             if not holders:
-                raise RunError(f"checkpoint.url: in the checkpoint nobody has stage {stage}; there is no way to go on")
+                raise RunError(f"pipeline: of those who were there nobody has stage {stage}; there is no way to go on")
             worker = grid.worker(replica, stage)
             sources.append(worker if worker in holders else holders[replica % len(holders)])
         return sources

@@ -18,7 +18,7 @@ from decentral.pipeline.paths import Paths, Permuted, Straight, Swapped
 from decentral.pipeline.recovery import CheckFree, RecoveryField
 from decentral.pipeline.skipping import Skipping
 from decentral.protocols.codecs import CodecField, Float32
-from decentral.replica import initial_model
+from decentral.replica import buffers_of, initial_model
 from decentral.state import Layout, layout_of
 from decentral.task import Task
 
@@ -107,6 +107,16 @@ class Pipeline(Section):
             return self.cut(task, seed, batch_size).layouts
         with META:
             return (layout_of(initial_model(task, seed)),)
+
+    def buffers(self, task: Task, seed: int, batch_size: int) -> tuple[set[str], ...]:
+        """Return the names of what each stage keeps beside its parameters; raises as `cut_of`."""
+        with META:
+            model = initial_model(task, seed)
+        stages = [model]
+        if self.stages > 1:
+            cut = self.cut(task, seed, batch_size)
+            stages = [cut.part(task, model, cut.of(stage)) for stage in range(self.stages)]
+        return tuple(set(buffers_of(stage)) for stage in stages)
 
     def assemble(self, task: Task, seed: int, batch_size: int) -> Callable[[Sequence[Tensor]], Tensor]:
         """Return what makes the whole model's parameters `[P]` of every stage's; raises as `cut_of`."""

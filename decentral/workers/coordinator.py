@@ -83,8 +83,7 @@ class Gone(NamedTuple):
 class Poll(TypedDict):
     """What the driver asks for again and again.
 
-    `lives` are the newest (worker, life) that have joined, `news` what has come of checkpoints; `kept` is the folder of
-    the newest one that this coordinator knows of, empty if it knows of none.
+    `lives` are the newest (worker, life) that have joined, `news` what has come of checkpoints.
     """
 
     records: list[Fields]
@@ -94,7 +93,6 @@ class Poll(TypedDict):
     members: list[int]
     gone: list[Gone]
     news: list[str]
-    kept: str
 
 
 async def _silent(address: str) -> Sign:
@@ -123,7 +121,7 @@ class Coordinator:
     ) -> None:
         self.desk = Desk()
         self._resumed = resumed
-        self._expected = frozenset(workers)
+        self.expected = frozenset(workers)
         self._book, self._grid = book, grid
         self._silence_s, self._clock, self._call, self._ledger = silence_s, clock, call, ledger
         self._roster: Roster | None = None
@@ -137,7 +135,6 @@ class Coordinator:
         self._polled = clock()
         self._gone: dict[int, Gone] = {}  # until the driver has seen to it, or the worker is back
         self._news: list[str] = []
-        self._kept = ""
         self._doing = 0  # calls in which entries are noted, one within another
         self._noted: list[Any] = []
         if ledger is not None:
@@ -146,7 +143,7 @@ class Coordinator:
     @property
     def members(self) -> Members:
         """Those in the run; before it begins, those who will be in it."""
-        return Members(0, tuple(self._expected)) if self._roster is None else self._roster.members
+        return Members(0, tuple(self.expected)) if self._roster is None else self._roster.members
 
     @property
     def contacts(self) -> dict[int, Contact]:
@@ -163,7 +160,7 @@ class Coordinator:
     async def join(self, entrant: Entrant) -> Welcome:
         """Welcome the entrant once the run has begun, which it does when all are there. Raises `Refused`."""
         worker, seat = entrant.worker, self._seats.get(entrant.worker)
-        if worker not in self._expected:
+        if worker not in self.expected:
             raise Refused(f"worker {worker} is not expected in this run")
         if seat is None or seat.entrant != entrant:  # else its call is repeated, for the answer was lost
             if seat is not None and entrant.life < seat.entrant.life:
@@ -295,10 +292,9 @@ class Coordinator:
         """Return when the driver has so many lines of the journal of each worker."""
         await self._reports.journalled(lines)
 
-    def tell(self, news: str, kept: str = "") -> None:
-        """Have the driver hear this; `kept` is the folder of a new checkpoint."""
+    def tell(self, news: str) -> None:
+        """Have the driver hear this."""
         self._news.append(news)
-        self._kept = kept or self._kept
 
     # -- what the driver asks ----------------------------------------------------------------------------------------
 
@@ -329,7 +325,6 @@ class Coordinator:
             "members": members,
             "gone": list(self._gone.values()),
             "news": news,
-            "kept": self._kept,
         }
 
     def status(self, run: str) -> Status:
@@ -359,7 +354,7 @@ class Coordinator:
         if self._roster is not None:
             self._heard[worker] = self._clock()
             self._roster.join(worker, alone=host == worker)
-        elif self._seats.keys() == self._expected:
+        elif self._seats.keys() == self.expected:
             self.begin()
 
     def _sit_down(self, seat: Seat) -> None:
@@ -371,7 +366,7 @@ class Coordinator:
     def _host_for(self, newcomer: int) -> int:
         """Return the member that had best let the newcomer in, itself if its row must; raises `Refused`."""
         hosts = {worker: seat.host for worker, seat in self._seats.items() if seat.host is not None}
-        host = host_for(newcomer, self.members, hosts, group=self._grid.column(newcomer, len(self._expected)))
+        host = host_for(newcomer, self.members, hosts, group=self._grid.column(newcomer, len(self.expected)))
         if host is not None:
             return host
         if not self._grid.mates(newcomer) & set(self.members):
@@ -391,13 +386,13 @@ class Coordinator:
         self._roster.remove(worker, suspected=suspected)
 
     def _begin(self, began_s: float) -> None:
-        self._roster = self._new_roster(absent=self._expected - self._seats.keys())
+        self._roster = self._new_roster(absent=self.expected - self._seats.keys())
         self._began_s = began_s - (self._resumed.time_s if self._resumed else 0.0)
         self._heard = dict.fromkeys(self._seats, self._clock())
         self._begun.set()
 
     def _new_roster(self, absent: Collection[int] = ()) -> Roster:
-        return Roster(tuple(sorted(self._expected)), self._changed, absent, self._note_roster)
+        return Roster(tuple(sorted(self.expected)), self._changed, absent, self._note_roster)
 
     def _take(self, worker: int, records: Sequence[Record]) -> None:
         self._reports.take(worker, records)

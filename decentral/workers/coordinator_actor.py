@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from decentral.checkpoint import Abandoned, Archive, Storage, StorageError, in_thread, make_checkpoint
+from decentral.checkpoint import Abandoned, Archive, Storage, StorageError, in_thread, make_checkpoint, part
 from decentral.config import Run, validated
 from decentral.errors import RunError
 from decentral.leases import LeaseBook
@@ -17,6 +18,7 @@ from decentral.workers import rpc
 from decentral.workers.cluster import host_here
 from decentral.workers.coordinator import SILENCE_S, Coordinator, Poll
 from decentral.workers.coordinator_rpc import CoordinatorServer
+from decentral.workers.crew import Parted
 from decentral.workers.ledger import Ledger, remove_stale
 from decentral.workers.resume import Resumption
 from decentral.workers.status import Status
@@ -37,6 +39,7 @@ class CoordinatorActor:
         self._table, self._secret, self._owner, self._ledger, self._resumed = table, secret, owner, ledger, resumed
         self._coordinator: Coordinator | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._at_desk = asyncio.Lock()
 
     async def start(self, port: int) -> tuple[str, str]:
         """Listen on this machine's `port`; return the address and Ray's name of the node.
@@ -77,6 +80,20 @@ class CoordinatorActor:
         """Return what is new to who has taken so many records."""
         return self._started().poll(taken)
 
+    async def part(self, reason: str, timeout_s: float) -> Parted | None:
+        """Have all workers leave for that reason, each with its state at the same point; None if they cannot now."""
+        coordinator = self._started()
+        async with self._at_desk:
+            members, lines = coordinator.members, Counter(coordinator.lines_before)
+            if set(members.party()) != set(coordinator.expected):
+                return None
+            try:
+                workers = await part(coordinator.desk, members.party().ids, reason, timeout_s)
+            except Abandoned:
+                return None
+        lines.update({worker: description.life.records for worker, description in workers.items()})
+        return Parted(workers, lines)
+
     async def status(self, run: str) -> Status:
         """Return what the run called so has come to, as plain values."""
         return self._started().status(run)
@@ -105,16 +122,17 @@ class CoordinatorActor:
         while True:
             await asyncio.sleep(run.checkpoint.every_s)
             try:
-                folder, manifest = await make_checkpoint(
-                    coordinator.desk,
-                    archive,
-                    coordinator.members.party().ids,
-                    in_thread,
-                    run=self._table,
-                    timeout_s=run.checkpoint.writing_s,
-                    earlier=coordinator.lines_before,
-                    journalled=coordinator.journalled,
-                )
+                async with self._at_desk:
+                    folder, manifest = await make_checkpoint(
+                        coordinator.desk,
+                        archive,
+                        coordinator.members.party().ids,
+                        in_thread,
+                        run=self._table,
+                        timeout_s=run.checkpoint.writing_s,
+                        earlier=coordinator.lines_before,
+                        journalled=coordinator.journalled,
+                    )
             except (Abandoned, StorageError) as error:
                 coordinator.tell(f"no checkpoint: {error}")
             except RunError as error:
@@ -124,4 +142,4 @@ class CoordinatorActor:
                 coordinator.tell(f"no checkpoints any more: {type(error).__name__}: {error}")
                 raise
             else:
-                coordinator.tell(f"checkpoint {folder} after {manifest.step} local steps", folder)
+                coordinator.tell(f"checkpoint {folder} after {manifest.step} local steps")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgpack
 from pydantic import BaseModel, ValidationError
 
-from decentral.checkpoint import Abandoned, Cut, Description, File
+from decentral.checkpoint import Abandoned, Cut, Description, File, Order
 from decentral.errors import RunError
 from decentral.journal import Record
 from decentral.leases import Grant, Range, Request
@@ -99,7 +99,7 @@ class CoordinatorServer:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     async def _order(self, worker: int, request: Fields) -> Fields:
-        return {"folder": await self._coordinator.desk.order(worker, _text(request, "known"))}
+        return {"order": await self._coordinator.desk.order(worker, _text(request, "known"))}
 
     async def _stand(self, worker: int, request: Fields) -> Fields:
         rounds = request.get("rounds")
@@ -305,9 +305,8 @@ class RemoteDesk:
     def __init__(self, client: CoordinatorClient, hand_in: Callable[[], Awaitable[None]]) -> None:
         self._client, self._hand_in = client, hand_in
 
-    async def order(self, worker: int, known: str) -> str:
-        folder: str = (await self._client.ask("order", {"known": known}, ORDER_S))["folder"]
-        return folder
+    async def order(self, worker: int, known: str) -> Order:
+        return Order(*(await self._client.ask("order", {"known": known}, ORDER_S))["order"])
 
     async def stand(self, worker: int, folder: str, rounds: Mapping[str, int]) -> Cut:
         reply = await self._client.ask("stand", {"folder": folder, "rounds": dict(rounds)}, ORDER_S)

@@ -13,8 +13,9 @@ import math
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import ray
@@ -30,9 +31,10 @@ from decentral.workers.actor import SLOT, Worker
 from decentral.workers.cluster import first_line, resources
 from decentral.workers.coordinator import Poll
 from decentral.workers.coordinator_actor import CoordinatorActor
+from decentral.workers.crew import Crew, Parted
 from decentral.workers.ledger import Ledger, ledger_of
 from decentral.workers.places import Shortage, Spare, Spares, done_of
-from decentral.workers.resume import Resumption
+from decentral.workers.resume import Resumption, cut_anew
 
 NAMESPACE = "decentral"
 """Ray namespace of the actors; a run's are called `decentral-<run>-coordinator` and `decentral-<run>-worker-<id>`."""
@@ -51,11 +53,14 @@ log = logging.getLogger(__name__)
 
 
 class FleetLost(RunError):
-    """Every worker has died or left before one had finished, or the run had better go on with so many `stages`."""
+    """Every worker has died or left before one had finished, or the run had better go on with so many `stages`.
 
-    def __init__(self, message: str, stages: int | None = None) -> None:
+    Then the `crew`, if there is one, has left with all that is needed for that.
+    """
+
+    def __init__(self, message: str, stages: int | None = None, crew: Crew | None = None) -> None:
         super().__init__(message)
-        self.stages = stages
+        self.stages, self.crew = stages, crew
 
 
 @dataclass(eq=False)
@@ -72,10 +77,26 @@ class Life:
     end: Any
 
 
+@dataclass(eq=False)
+class Parting:
+    """Workers have been asked to leave at one point, to go on as so many `stages`, and will `answer` if they do.
+
+    If so, they have `parted`, and those who have left are waited for until `until_s`. `lives` are theirs, by worker.
+    """
+
+    stages: int
+    why: str
+    answer: Any
+    parted: Parted | None = None
+    until_s: float = math.inf
+    lives: dict[int, Life] = field(default_factory=dict)
+
+
 class Job:
     """One run's actors; `on_record` is handed every record as it comes, and the job keeps none.
 
-    A run that has fewer stages than it was meant to have looks out for places for `stages` of them.
+    A run that has fewer stages than it was meant to have looks out for places for `stages` of them. The `crew` of a run
+    whose model has been cut anew goes on in this one.
     """
 
     def __init__(
@@ -86,8 +107,10 @@ class Job:
         heed: Callable[[], None],
         resumed: Resumption | None = None,
         stages: int | None = None,
+        crew: Crew | None = None,
     ) -> None:
-        self._heed = heed
+        self._heed, self._crew = heed, crew
+        self._handed_over: dict[int, Any] = {}
         self.params: dict[int, Tensor] = {}
         self.slots: dict[int, dict[str, Tensor]] = {}
         self._run, self._on_record = run, on_record
@@ -111,7 +134,9 @@ class Job:
         self._taken = 0
         self._unseen: deque[Record] = deque()
         self._has_begun = False
-        self._kept = ""  # the newest checkpoint
+        self._stand_ins: set[Life] = set()
+        self._fewer: int | None = None  # stages for which there were places when last there were too few
+        self._parting: Parting | None = None
         self._stages = stages or run.pipeline.stages
         self._shortage = Shortage(run)
         self._spares = Spares(
@@ -123,10 +148,15 @@ class Job:
     def start(self) -> None:
         """Place all actors and wait until the run begins.
 
-        Raises `RunError` if workers die or time runs out, and `FleetLost` if it can go on with fewer stages then.
+        Raises `RunError` if workers die or time runs out, and `FleetLost` if it can go on from a checkpoint then.
         """
         run, began = self._run, time.monotonic()
         self._start_coordinator()
+        if self._crew is not None:
+            try:
+                self._handed_over = self._crew.hand_over(run, self._newcomer)
+            except RunError as error:
+                raise FleetLost(str(error)) from None
         for worker in range(run.fleet.size):
             self._place(worker)
         wait_s = 0.0
@@ -156,9 +186,11 @@ class Job:
                 raise RunError(too_few_left(self._run, len(members)))
             self._attend()
         self._heed()  # an interrupt that somebody has swallowed while the last records came
+        if self._parting is not None and self._have_parted(self._parting):
+            raise self._gone_with_states(self._parting)
         if not self._finished:
             reasons = "; ".join(f"worker {worker}: {reason}" for worker, reason in sorted(self._reasons.items()))
-            raise FleetLost(f"no worker is left; {reasons}")
+            raise FleetLost(f"no worker is left; {reasons}", self._fewer)
 
     def collect(self) -> None:
         """Fetch parameters and slots of the workers that finished."""
@@ -176,8 +208,13 @@ class Job:
     def end(self) -> None:
         """Kill every actor of the run; pass on what records there are, waiting a bounded time."""
         lives = [*self._lives.values(), *self._dying]
+        lives += [] if self._parting is None else self._parting.lives.values()
         try:
             self._spares.forget()
+            if self._crew is not None:
+                self._crew.release()
+            for actor in self._handed_over.values():
+                ray.kill(actor)
             for life in [*lives, *self._finished.values()]:
                 ray.kill(life.actor)
             if self._coordinator is not None:
@@ -193,30 +230,40 @@ class Job:
 
     @property
     def _least(self) -> int:
+        if self._crew is not None:
+            return self._run.fleet.size  # each of them has a part of the state
         return self._run.real.min_workers or self._run.fleet.size
 
     @property
     def _placed(self) -> set[int]:
-        """The workers for whom Ray has found a place."""
+        """The workers for whom Ray has found a place of their own."""
         done = done_of([life.placed for life in self._lives.values()])
-        return {worker for worker, life in self._lives.items() if life.placed in done}
+        return {worker for worker, life in self._lives.items() if life.placed in done and life not in self._stand_ins}
 
     @property
     def _replaces(self) -> bool:
         """Whether a worker that is gone gets another life: not when the run is about to end."""
-        return self._run.takes_newcomers and not self._finished
+        return self._run.takes_newcomers and not self._finished and self._parting is None
 
-    def _place(self, worker: int) -> None:
+    def _place(self, worker: int, beside: str | None = None) -> Life:
+        """Have the worker begin another life: where Ray finds a place, or `beside` others on that node."""
+        actor = self._handed_over.pop(worker, None) or self._newcomer(worker, beside)
         number = self._lived[worker]
         self._lived[worker] += 1
-        name = f"worker-{worker}" + (f"-life-{number}" if number else "")
-        actor = self._worker_like(Worker, name).remote(
-            self._run.to_table(), worker, number, self._secret, self._resumed and self._resumed.folder
-        )
         placed = actor.placed.remote()  # before it runs, which it does until it ends
-        self._lives[worker] = Life(worker, number, actor, placed, actor.run.remote(self._address))
+        life = self._lives[worker] = Life(worker, number, actor, placed, actor.run.remote(self._address))
+        return life
 
-    def _worker_like(self, cls: type[Any], name: str) -> Any:
+    def _newcomer(self, worker: int, beside: str | None = None) -> Any:
+        number = self._lived[worker]
+        name = f"worker-{worker}" + (f"-life-{number}" if number else "")
+        made = self._worker_like(Worker, name, beside)
+        return made.remote(self._run.to_table(), worker, number, self._secret, self._resumed and self._resumed.folder)
+
+    def _worker_like(self, cls: type[Any], name: str, beside: str | None = None) -> Any:
+        if beside is not None:
+            where = NodeAffinitySchedulingStrategy(beside, soft=True)
+            return self._actor(cls, name, num_cpus=0, num_gpus=0, scheduling_strategy=where)
         return self._actor(
             cls, name, num_cpus=self._run.real.threads, num_gpus=self._gpus, scheduling_strategy="SPREAD"
         )
@@ -233,24 +280,73 @@ class Job:
             for worker in range(self._run.fleet.size):
                 if worker not in self._lives and self._bad_starts[worker] < STARTS:
                     self._place(worker)
-        if self._run.pipeline.least is not None and self._has_begun and not self._finished:
+        if self._parting is not None:
+            self._see_off(self._parting)
+        elif self._run.pipeline.least is not None and self._has_begun and not self._finished:
             self._look_at_places()
 
     def _look_at_places(self) -> None:
-        """Raise `FleetLost` if for long there have been places for fewer stages alone, or there are for more again.
+        """Have the model cut anew if for long there have been places for fewer stages alone, or there are for more.
 
-        In the latter case not before the next checkpoint: what was trained until then is not lost.
+        In the former case those who have no place live beside others meanwhile, so that every row is whole and none of
+        the state is lost. Raises `FleetLost` when that does not go well.
         """
         placed, size = self._placed, self._run.fleet.size
-        stages = self._shortage.lasting(placed, time.monotonic())
-        if stages is not None:
-            raise FleetLost(f"there have been places for {len(placed)} of {size} workers alone", stages)
+        self._fewer = self._shortage.lasting(placed, time.monotonic())
+        if self._fewer is not None:
+            why = f"there have been places for {len(placed)} of {size} workers alone"
+            self._stand_in(placed)
+            if len(self._lives) < size:  # who has died again and again as it began
+                raise FleetLost(why, self._fewer)
+            self._part(self._fewer, why)
+            return
         if len(placed) < size:
             self._spares.forget()  # they would take the places of workers
             return
         self._spares.want()
-        if self._spares.are_there(self._kept):
-            raise FleetLost(f"there are places for {self._stages} stages again", self._stages)
+        if self._spares.are_there():
+            self._part(self._stages, f"there are places for {self._stages} stages again")
+
+    def _stand_in(self, placed: Collection[int]) -> None:
+        """Have those who wait for a place begin beside those who have one, on one node after the other."""
+        nodes = cycle(sorted(set(ray.get([self._lives[worker].placed for worker in sorted(placed)]))))
+        for worker, life in list(self._lives.items()):
+            if worker not in placed and life not in self._stand_ins:
+                ray.kill(life.actor)
+                self._stand_ins.add(self._place(worker, beside=next(nodes)))
+
+    def _part(self, stages: int, why: str) -> None:
+        """Ask all to leave at one point."""
+        reason = cut_anew(self._run.pipeline.stages, stages)
+        answer = self._coordinator.part.remote(reason, self._run.checkpoint.writing_s)
+        self._parting = Parting(stages, why, answer)
+
+    def _see_off(self, parting: Parting) -> None:
+        """Raise `FleetLost` when those who had to leave have done so, or should have."""
+        if parting.parted is None and parting.answer in done_of([parting.answer]) and not self._have_parted(parting):
+            for life in parting.lives.values():  # somebody has left for another reason
+                ray.kill(life.actor)
+            self._parting = None
+        elif time.monotonic() > parting.until_s:
+            raise self._gone_with_states(parting)
+
+    def _have_parted(self, parting: Parting) -> bool:
+        """Return whether all could be asked to leave; wait for the answer."""
+        if parting.parted is None:
+            try:
+                parting.parted = ray.get(parting.answer, timeout=ANSWER_S)
+            except ray.exceptions.RayError:  # the coordinator is gone, and the question with it
+                return False
+            parting.until_s = time.monotonic() + ANSWER_S
+        return parting.parted is not None
+
+    def _gone_with_states(self, parting: Parting) -> FleetLost:
+        """Return what ends this job; those who have left are the next one's."""
+        assert parting.parted is not None
+        actors = {worker: life.actor for worker, life in parting.lives.items()}
+        staying = [worker for worker, life in parting.lives.items() if life not in self._stand_ins]
+        parting.lives = {}
+        return FleetLost(parting.why, parting.stages, Crew(self._run, parting.parted, actors, staying))
 
     def _settle(self, life: Life) -> None:
         """A life has ended one way or another."""
@@ -269,6 +365,8 @@ class Job:
             self._reasons[life.worker] = reason
             if reason == "finished":
                 self._finished[life.worker] = life
+            elif self._parting is not None:
+                self._parting.lives[life.worker] = life
             else:
                 ray.kill(life.actor)
 
@@ -286,8 +384,9 @@ class Job:
         if life.worker not in self._lives:
             return
         bad_starts = self._bad_starts[life.worker] + (not self._has_joined(life))
-        if not self._has_begun and not (self._run.real.min_workers and bad_starts < STARTS):
-            raise RunError(f"worker {life.worker} died while it started: {first_line(error)}") from None
+        if not self._has_begun and not (self._run.real.min_workers and bad_starts < STARTS and self._crew is None):
+            died = f"worker {life.worker} died while it started: {first_line(error)}"
+            raise (RunError if self._crew is None else FleetLost)(died) from None  # its state is in checkpoints alone
         self._lost(life, "crashed")
 
     def _lost(self, life: Life, reason: str) -> None:
@@ -379,7 +478,6 @@ class Job:
         self._joined |= joined
         for worker, _ in joined:
             self._bad_starts[worker] = 0
-        self._kept = poll["kept"]
         self._taken += len(poll["records"])
         self._take_records([record_from(fields) for fields in poll["records"]])
         for gone in poll["gone"]:

@@ -15,6 +15,7 @@ from decentral.journal import Joined, Left, Record
 from decentral.outcome import Outcome
 from decentral.replica import held_out
 from decentral.workers.cluster import heeding_interrupts, on_cluster
+from decentral.workers.crew import Crew
 from decentral.workers.job import FleetLost, Job
 from decentral.workers.metrics import metrics_served
 from decentral.workers.resume import Resumption, find_checkpoint
@@ -40,10 +41,10 @@ def train(
     `address` names a Ray cluster ("host:port", "ray://host:port" or "auto"); None takes the Ray this process has
     initialised, or starts a local one for the run. `on_record` sees every record as it comes. With `resumed` (see
     `workers.resume.find_checkpoint`) the run goes on from a checkpoint, and so it does from its newest one when all
-    workers are lost, or the model is cut anew (`pipeline.least`): `on_restart` is told the records before that, for
-    those after it are made once more. However it ends, no actor is left behind. Raises `TaskError` or `ConfigError` as
-    a worker met it, and `RunError` when the cluster cannot be had, or nobody is left and there is no checkpoint to go
-    on from.
+    workers are lost. When the model is cut anew (`pipeline.least`) it goes on where it is. `on_restart` is told the
+    records before that, for those after it are made once more. However it ends, no actor is left behind. Raises
+    `TaskError` or `ConfigError` as a worker met it, and `RunError` when the cluster cannot be had, or nobody is left
+    and there is no checkpoint to go on from.
 
     `journal` has the records that `on_record` has seen, and those before a checkpoint, whenever somebody goes through
     it: a `RunFolder` reads them from its file. It is the outcome's `records`. None: all records are kept in memory.
@@ -58,8 +59,8 @@ def train(
         journal, on_record, on_restart = kept.records, kept.see, kept.go_back
     with heeding_interrupts() as heed, metrics_served(run.real, on_record) as see, on_cluster(run, address):
 
-        def begin(now: Run, since: Resumption | None) -> Job:
-            return Job(now, secret, see, heed, since, run.pipeline.stages)
+        def begin(now: Run, since: Resumption | None, crew: Crew | None) -> Job:
+            return Job(now, secret, see, heed, since, run.pipeline.stages, crew)
 
         ended, job = _to_the_end(run, begin, journal, resumed, on_restart)
     outcome = Outcome(journal, _seconds(journal), job.params, job.slots, before)
@@ -71,19 +72,19 @@ def train(
 
 def _to_the_end(
     run: Run,
-    begin: Callable[[Run, Resumption | None], Job],
+    begin: Callable[[Run, Resumption | None, Crew | None], Job],
     journal: Iterable[Record],
     resumed: Resumption | None,
     on_restart: Callable[[Iterable[Record]], None] | None,
 ) -> tuple[Run, Job]:
     """Return the run as it has come to its end, and the job.
 
-    A fleet that is lost whole goes on from the newest checkpoint. So does one that had better have fewer stages, or
-    more again: with as many as there are places for.
+    A fleet that is lost whole goes on from the newest checkpoint. One that had better have fewer stages, or more again,
+    goes on where it is, with as many as there are places for; or from there too if that fails.
     """
-    whole, restarts = run, Counter[str]()
+    whole, restarts, crew = run, Counter[str](), None
     while True:
-        job = begin(run, resumed)
+        job = begin(run, resumed, crew)
         try:
             job.start()
             job.supervise()
@@ -94,15 +95,18 @@ def _to_the_end(
         finally:
             job.end()
         run = run if lost.stages is None else whole.with_stages(lost.stages)
+        crew = lost.crew
         try:
-            resumed = find_checkpoint(run, journal)
+            resumed = find_checkpoint(run, journal) if crew is None else crew.resumption(run, journal)
         except (ConfigError, StorageError) as error:
             raise lost from error
-        restarts[resumed.folder] += 1
-        if restarts[resumed.folder] > RESTARTS:
-            raise lost
+        if crew is None:
+            restarts[resumed.folder] += 1
+            if restarts[resumed.folder] > RESTARTS:
+                raise lost
+        since = "where it is" if crew is not None else f"from checkpoint {resumed.folder}"
         anew = "" if lost.stages is None else f", cut into {lost.stages} stages"
-        log.warning("%s; the run goes on from checkpoint %s%s", lost, resumed.folder, anew)
+        log.warning("%s; the run goes on %s%s", lost, since, anew)
         if on_restart is not None:
             on_restart(resumed.records)
 

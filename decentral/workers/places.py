@@ -60,7 +60,6 @@ class Spares:
         """`ask(name)` asks for an actor of the class `Spare` that is as large as a worker; `count` are wanted."""
         self._ask, self._count, self._asked = ask, count, 0
         self._held: list[tuple[Any, Any]] = []  # actors, and what is done when Ray has found a place for them
-        self._since: str | None = None  # the newest checkpoint when all were there
 
     def want(self) -> None:
         """Ask for all of them, if that has not been done."""
@@ -69,13 +68,9 @@ class Spares:
             self._held.append((actor, actor.placed.remote()))
             self._asked += 1
 
-    def are_there(self, kept: str) -> bool:
-        """Return whether all are there, and were before `kept`, the newest checkpoint, was made."""
+    def are_there(self) -> bool:
+        """Return whether all are there."""
         if not self._held or len(done_of([placed for _, placed in self._held])) < self._count:
-            return False
-        if self._since is None:
-            self._since = kept
-        if self._since == kept:
             return False
         try:
             ray.get([actor.placed.remote() for actor, _ in self._held], timeout=ANSWER_S)
@@ -88,7 +83,7 @@ class Spares:
         """Let go of the places, and want none."""
         for actor, _ in self._held:
             ray.kill(actor)
-        self._held, self._since = [], None
+        self._held = []
 
 
 def done_of(refs: Sequence[Any]) -> set[Any]:

@@ -1,13 +1,14 @@
-"""Going on with a run from its newest checkpoint, with the stages that it had or with others."""
+"""Going on with a run from its newest checkpoint or where it is, with the stages that it had or with others."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from decentral.checkpoint import Description, Found, Storage, load, newest, records_before, reopen
+from decentral.checkpoint import Description, Found, Storage, load, load_spans, newest, records_before, reopen
 from decentral.config import Run
 from decentral.coverage import coverage
 from decentral.errors import ConfigError
@@ -18,7 +19,7 @@ from decentral.snapshot import Snapshot
 
 
 class Resumption(NamedTuple):
-    """A checkpoint to go on from, and what a coordinator has to know of it.
+    """A checkpoint to go on from, and what a coordinator has to know of it; `folder` is empty if workers hold it.
 
     `records` are those of the journal that come before it: they are read from there each time. `lines` says how many
     these are, by worker. It was taken `time_s` seconds into the run. `leases` is the state of the book of samples, if
@@ -44,27 +45,47 @@ def find_checkpoint(run: Run, journal: Iterable[Record]) -> Resumption:
     found = newest(Storage(run.checkpoint.url))
     if found is None:
         raise ConfigError(f"checkpoint.url: there is no whole checkpoint at {run.checkpoint.url}")
-    manifest = found.manifest
-    records, lines = Anew(partial(records_before, manifest, journal)), dict(manifest.journal)
     stages = _other_stages(run, found)
     if stages is not None:
         run.rule.check_other_stages()
         stages.vectors()  # or something is kept that cannot be cut
-        left = list(_left(stages.workers, f"cut anew, {len(stages.layouts)} to {run.pipeline.stages} stages"))
-        records = Anew(lambda: chain(records_before(manifest, journal), left))
-        lines.update({record.worker: lines.get(record.worker, 0) + 1 for record in left})
+    manifest, old = found.manifest, None if stages is None else len(stages.layouts)
+    resumption = go_on_from(run, manifest.workers, manifest.journal, old, journal)
+    return resumption._replace(folder=found.folder, passed_over=found.passed_over)
+
+
+def go_on_from(
+    run: Run,
+    workers: Mapping[int, Description],
+    journalled: Mapping[int, int],
+    old: int | None,
+    journal: Iterable[Record],
+) -> Resumption:
+    """Return where to go on with a run whose workers had what is described, and so many lines of the journal.
+
+    There were `old` stages, None if they are those of the run.
+    """
+    left = [] if old is None else list(_left(workers, cut_anew(old, run.pipeline.stages)))
+    records = Anew(lambda: chain(records_before(journalled, journal), left))
+    lines = Counter(journalled)
+    lines.update(record.worker for record in left)
     leases = None
     if run.leases:
         proved = coverage(records)
         leases = {"leased": proved.samples, "open": [list(missing) for missing in proved.missing]}
     return Resumption(
-        found.folder,
-        records,
-        lines,
-        max(description.life.time_s for description in manifest.workers.values()),
-        leases,
-        found.passed_over,
+        folder="",
+        records=records,
+        lines=lines,
+        time_s=max(description.life.time_s for description in workers.values()),
+        leases=leases,
+        passed_over={},
     )
+
+
+def cut_anew(old: int, new: int) -> str:
+    """Return the reason for which workers leave when the model is cut anew."""
+    return f"cut anew, {old} to {new} stages"
 
 
 def state_of(run: Run, folder: str, worker: int, replica: Replica) -> Snapshot:
@@ -77,7 +98,8 @@ def state_of(run: Run, folder: str, worker: int, replica: Replica) -> Snapshot:
     stages = _other_stages(run, found)
     if stages is None:
         return load(storage, found, worker, grid.column(worker, max(found.manifest.workers) + 1))
-    return stages.stage_of(storage, found, grid.replica(worker), replica.layout, replica.buffers())
+    assembly = stages.assembly(grid.replica(worker), replica.layout, replica.buffers())
+    return assembly.loaded(partial(load_spans, storage, found))
 
 
 def _other_stages(run: Run, found: Found) -> OldStages | None:

@@ -19,12 +19,12 @@ from decentral.pipeline import Line, Stages, TorchStage
 from decentral.pipeline.memory import memory_bytes
 from decentral.protocols.protection import Guard
 from decentral.replica import Replica, TorchReplica
+from decentral.snapshot import Snapshot
 from decentral.workers import rpc
 from decentral.workers.coordinator import Entrant
 from decentral.workers.coordinator_rpc import CoordinatorClient, RemoteDesk
 from decentral.workers.notices import sources_named
 from decentral.workers.pace import Pace
-from decentral.workers.resume import state_of
 from decentral.workers.transport import Transport
 from decentral.workers.world import Inbox, RealWorld
 
@@ -33,15 +33,15 @@ from decentral.workers.world import Inbox, RealWorld
 class Place:
     """Where a worker finds itself: the coordinator's address, its keys, the host it listens on, its device.
 
-    `resumed` is the folder of the checkpoint that the run goes on from. `supervised`: somebody sees when it fails, and
-    tells the others.
+    `saved` returns what the replica (or stage) begins with in a run that goes on from where it was. `supervised`:
+    somebody sees when it fails, and tells the others.
     """
 
     coordinator: str
     keys: rpc.Keys
     host: str
     device: torch.device
-    resumed: str | None = None
+    saved: Callable[[Replica], Snapshot] | None = None
     supervised: bool = True
 
 
@@ -87,7 +87,7 @@ async def _live_once(
     )
     client = CoordinatorClient(place.coordinator, worker, place.keys)
     absence_s = run.real.start_timeout_s
-    saved = None if place.resumed is None else await in_thread(partial(state_of, run, place.resumed, worker, replica))
+    saved = None if place.saved is None else await in_thread(partial(place.saved, replica))
     try:
         address = await transport.start(place.host)
         stage_number = run.pipeline.grid.stage(worker)

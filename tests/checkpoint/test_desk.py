@@ -18,6 +18,7 @@ from decentral.checkpoint import (
     Desk,
     Draft,
     File,
+    Order,
     Storage,
     StorageError,
     Uneven,
@@ -57,7 +58,7 @@ async def agreed(desk: Desk, rounds: dict[int, dict[str, int]], taken: dict[int,
     draft = desk.begin("00000001-a1", list(rounds))
 
     async def work(worker: int) -> None:
-        folder = await desk.order(worker, "")
+        folder, _ = await desk.order(worker, "")
         await desk.stand(worker, folder, rounds[worker])
         await desk.describe(worker, folder, describe(worker, fleet(taken[worker])[worker]))
         await desk.wrote(worker, folder, empty(worker))
@@ -82,6 +83,22 @@ def test_who_begins_anew_after_it_has_described_its_state_ends_the_checkpoint() 
             await desk.stand(1, "1", {"sync": 3})
         with pytest.raises(Abandoned, match="worker 1 does not have"):
             await draft
+
+    virtually(story())
+
+
+def test_at_a_parting_everybody_hears_why_and_nothing_is_written() -> None:
+    async def story() -> None:
+        desk = Desk()
+        draft = desk.begin("nowhere", [0, 1], "cut anew")
+        told = await asyncio.gather(*(desk.order(worker, "") for worker in (0, 1)))
+        assert told == [Order("nowhere", "cut anew")] * 2
+        await asyncio.gather(*(desk.stand(worker, "nowhere", {"sync": 1}) for worker in (0, 1)))
+        held = {worker: describe(worker, fleet(2)[worker]) for worker in (0, 1)}
+        shares = await asyncio.gather(*(desk.describe(worker, "nowhere", held[worker]) for worker in (0, 1)))
+        assert shares == [(), ()]
+        assert await draft == Draft("nowhere", held, ())
+        desk.left(0, finished=False)  # as all do now: another checkpoint may be begun
 
     virtually(story())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -15,7 +17,18 @@ from lives import Lives, live
 from shelf import OWNER, snapshot, written
 from torch import Tensor, nn
 
-from decentral.checkpoint import Archive, Desk, Found, Storage, keep, make_checkpoint, newest
+from decentral.checkpoint import (
+    Archive,
+    Description,
+    Desk,
+    Found,
+    Storage,
+    keep,
+    load_spans,
+    make_checkpoint,
+    newest,
+    part,
+)
 from decentral.checkpoint.manifest import CHUNK
 from decentral.config import Run, validated
 from decentral.errors import ConfigError, RunError
@@ -24,8 +37,9 @@ from decentral.peer import Peer
 from decentral.pipeline import OldStages, Pipeline
 from decentral.sim.engine import computed
 from decentral.snapshot import Snapshot
+from decentral.state import Layout
 from decentral.verify import verify
-from decentral.workers.resume import find_checkpoint, state_of
+from decentral.workers.resume import cut_anew, find_checkpoint, go_on_from, state_of
 
 NUMBERS = count()
 STEPS, REPLICAS = 24, 2
@@ -138,6 +152,39 @@ def test_the_same_end_and_the_same_samples_with_other_stages(before: int, after:
     assert_samples_once(journal, quiet)
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 3), (2, 4), (3, 1)])
+def test_who_leaves_with_its_state_gives_of_it_what_other_stages_need(before: int, after: int) -> None:
+    """Nothing is written: all leave at one point, and the run goes on there with other stages."""
+    old, new = run_of(before), run_of(after)
+    described: dict[int, Description] = {}
+
+    async def beside(peers: dict[int, Peer]) -> None:
+        desk, storage = Desk(), Storage(memory())
+        for peer in peers.values():
+            peer.spawn(keep(peer, desk, storage, here))
+        while any(peer.step < STEPS // 3 for peer in peers.values()):
+            await asyncio.sleep(0.01)
+        described.update(await part(desk, list(peers), cut_anew(before, after), timeout_s=100))
+
+    quiet, parted = live(old), live(old, beside=beside)
+    assert {left.reason for left in parted.records if isinstance(left, Left)} == {cut_anew(before, after)}
+    task, grid = new.make_task(), new.pipeline.grid
+    layouts = new.pipeline.layouts(task, 0, new.batch_size)
+    stages, begin = OldStages(old.pipeline.layouts(task, 0, old.batch_size), described), {}
+    for worker in range(new.fleet.size):
+        need, given = stages.assembly(grid.replica(worker), layouts[grid.stage(worker)], ()), dict[str, Tensor]()
+        for peer in parted.peers.values():
+            assert peer.held is not None
+            given |= need.given_by(peer.id, peer.held.tensors)
+        begin[worker] = need.joined(given)
+    again = live(new, restored=begin)
+    assert_same_end(old, new, quiet, again)
+    lines = {worker: each.life.records for worker, each in described.items()}
+    journal = [*go_on_from(new, described, lines, before, parted.records).records, *again.records]
+    verify(journal)
+    assert_samples_once(journal, quiet)
+
+
 def assert_samples_once(journal: list[Record], quiet: Lives) -> None:
     """Assert that each local step has been done as often, on as many samples, and evaluated after the same ones."""
 
@@ -207,6 +254,11 @@ def found_of(snapshots: dict[int, Snapshot], storage: Storage) -> Found:
     return found
 
 
+def stage_of(storage: Storage, found: Found, old: Sequence[Layout], new: Layout) -> Snapshot:
+    """Return what a stage begins with that lies so, in the first replica."""
+    return OldStages(old, found.manifest.workers).assembly(0, new, ()).loaded(partial(load_spans, storage, found))
+
+
 def test_the_inner_optimisers_corrections_go_by_the_stage_that_was_rebuilt_last() -> None:
     task, storage = Chain(layers=6), Storage(memory())
     old = Pipeline(stages=2).layouts(task, 0, 4)
@@ -218,7 +270,7 @@ def test_the_inner_optimisers_corrections_go_by_the_stage_that_was_rebuilt_last(
 
     def steps(stages: int) -> list[int | None]:
         layouts = Pipeline(stages=stages).layouts(task, 0, 4)
-        states = [OldStages(old, found.manifest.workers).stage_of(storage, found, 0, each, ()) for each in layouts]
+        states = [stage_of(storage, found, old, each) for each in layouts]
         return [state.life and state.life.inner_steps for state in states]
 
     assert (steps(1), steps(3)) == ([3], [8, 3, 3])
@@ -228,8 +280,8 @@ def test_a_checkpoint_in_which_nobody_has_a_stage_says_which() -> None:
     old, storage = Pipeline(stages=3).layouts(Chain(), 0, 4), Storage(memory())
     found = found_of({stage: snapshot(8, params=torch.zeros(old[stage].size)) for stage in (0, 2)}, storage)
     (whole,) = Pipeline().layouts(Chain(), 0, 4)
-    with pytest.raises(RunError, match=r"checkpoint.url: in the checkpoint nobody has stage 1; there is no way"):
-        OldStages(old, found.manifest.workers).stage_of(storage, found, 0, whole, ())
+    with pytest.raises(RunError, match=r"pipeline: of those who were there nobody has stage 1; there is no way"):
+        OldStages(old, found.manifest.workers).assembly(0, whole, ())
 
 
 class Counted(Storage):
@@ -258,7 +310,7 @@ def test_every_chunk_is_read_by_whom_it_belongs_to_and_nobody_else(before: int, 
     read, parts = [], []
     for layout in new:
         storage.nbytes = 0
-        parts.append(OldStages(old, found.manifest.workers).stage_of(storage, found, 0, layout, ()).tensors)
+        parts.append(stage_of(storage, found, old, layout).tensors)
         read.append(storage.nbytes)
     assert read == [2 * 4 * layout.size for layout in new]
     assert sum(read) == 2 * layers * CHUNK

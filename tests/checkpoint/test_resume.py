@@ -163,7 +163,7 @@ def test_the_same_bits_and_the_same_journal(name: str) -> None:
     again = resumed(run, storage, found)
     assert again.bits() == whole.bits()
     if name not in SENT_AGAIN:
-        assert told([*records_before(found.manifest, whole.records), *again.records]) == told(whole.records)
+        assert told([*records_before(found.manifest.journal, whole.records), *again.records]) == told(whole.records)
 
 
 def test_evaluations_come_neither_twice_nor_not_at_all() -> None:
@@ -171,7 +171,7 @@ def test_evaluations_come_neither_twice_nor_not_at_all() -> None:
     whole = checkpointed(run, storage)
     found = newest(storage)
     assert found is not None
-    journal = [*records_before(found.manifest, whole.records), *resumed(run, storage, found).records]
+    journal = [*records_before(found.manifest.journal, whole.records), *resumed(run, storage, found).records]
     assert [record.step for record in journal if isinstance(record, Evaluated)] == [0, 6, 9, 12, 16]
 
 

@@ -184,7 +184,6 @@ async def all_refused(house: House, keys: Keys, strangers: dict[str, tuple[Any, 
         "members": [],
         "gone": [],
         "news": [],
-        "kept": "",
     }
     for door in house.doors:
         async with rpc.dial(door.address, keys) as channel:
