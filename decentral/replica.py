@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from decentral.errors import ConfigError, Diverged, TaskError
-from decentral.inner import Inner
+from decentral.inner import Inner, set_steps_of, state_of, steps_of
 from decentral.phantom import Phantom
 from decentral.state import Layout, bind, layout_of
 from decentral.task import Task, to_device
@@ -164,24 +164,17 @@ class TorchReplica:
     def inner_state(self, name: str) -> Tensor:
         """Return a live part of the inner optimiser's state, `[P]` where the model is; zeros before the first step."""
         require_state(self.inner, name)
-        (params,) = self.optimizer.param_groups[0]["params"]
-        state: Tensor = self.optimizer.state[params][name]
+        state: Tensor = state_of(self.optimizer)[name]
         return state
 
     @property
     def inner_steps(self) -> int:
         """Steps that the inner optimiser believes it has done; 0 if it does not count them."""
-        (params,) = self.optimizer.param_groups[0]["params"]
-        return int(self.optimizer.state[params].get("step", 0))
+        return steps_of(self.optimizer)
 
     def set_inner_steps(self, steps: int) -> None:
         """Have the inner optimiser believe that it has done so many steps, as its bias corrections go by them."""
-        (params,) = self.optimizer.param_groups[0]["params"]
-        state = self.optimizer.state[params]
-        if isinstance(state.get("step"), Tensor):
-            state["step"].fill_(steps)
-        elif "step" in state:
-            state["step"] = steps
+        set_steps_of(self.optimizer, steps)
 
     def buffers(self) -> dict[str, Tensor]:
         """Return the live tensors of the model's state dict that are no parameters, by name: running statistics, ..."""

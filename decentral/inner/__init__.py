@@ -6,6 +6,7 @@ Optimisers run over ONE flat tensor [P] that holds all parameters of a replica, 
 from __future__ import annotations
 
 from decentral.inner.base import Coefficient, Fraction, Inner, Matrix
+from decentral.inner.flat import Optimizer, set_steps_of, state_of, steps_of
 from decentral.inner.fused import SGD, AdamW
 from decentral.inner.multi_momentum import ADOPT, MultiMomentum, QHAdam
 from decentral.inner.muon import Muon, orthogonalised
@@ -24,6 +25,10 @@ __all__ = [
     "Matrix",
     "MultiMomentum",
     "Muon",
+    "Optimizer",
     "QHAdam",
     "orthogonalised",
+    "set_steps_of",
+    "state_of",
+    "steps_of",
 ]

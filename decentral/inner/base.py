@@ -100,6 +100,26 @@ class Inner(Part):
         group["lr"] = self.lr_at(step, total_steps)
         optimizer.step()
 
+    def stacked(self, params: Tensor, matrices: Sequence[Matrix]) -> Optimizer:
+        """Return an optimiser over the parameters of several replicas `[k, P]`, each of which holds these matrices.
+
+        It steps them as if each had its own.
+        """
+        size = params.shape[1]
+        starts = range(0, params.numel(), size)
+        each = [(first + start, rows, columns) for first in starts for start, rows, columns in matrices]
+        return self.fit(each).build(params.view(-1))
+
+    def step_stacked(self, optimizer: Optimizer, grads: Tensor, step: int, total_steps: int) -> None:
+        """Do what `step` does for each replica of `stacked`, of which these are the gradients `[k, P]`."""
+        (params,) = optimizer.param_groups[0]["params"]
+        params.grad = grads.view(-1)
+        if self.clip_norm is not None:
+            norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+            grads.mul_((self.clip_norm / (norms + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_ does
+        optimizer.param_groups[0]["lr"] = self.lr_at(step, total_steps)
+        optimizer.step()
+
     def _decay_start(self, total_steps: int) -> float:
         return total_steps * (1 - self.decay_fraction)
 

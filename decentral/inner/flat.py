@@ -22,6 +22,26 @@ class Optimizer(Protocol):
     def step(self) -> Any: ...
 
 
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the live state of an optimiser's one tensor."""
+    (params,) = optimizer.param_groups[0]["params"]
+    return optimizer.state[params]
+
+
+def steps_of(optimizer: Optimizer) -> int:
+    """Return how many steps an optimiser believes it has done; 0 if it does not count them."""
+    return int(state_of(optimizer).get("step", 0))
+
+
+def set_steps_of(optimizer: Optimizer, steps: int) -> None:
+    """Have an optimiser believe that it has done so many steps, as its bias corrections go by them."""
+    state = state_of(optimizer)
+    if isinstance(state.get("step"), Tensor):
+        state["step"].fill_(steps)
+    elif "step" in state:
+        state["step"] = steps
+
+
 class Flat:
     """Steps one flat tensor, `[P]` and floating point; with the attributes that a `torch.optim.Optimizer` has.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from decentral.config import Run, validated
 from decentral.errors import Diverged, TaskError
+from decentral.inner import INNER
 from decentral.replica import TorchReplica, initial_model
 from decentral.sim.engine import replicas as engine
 from decentral.sim.engine import together
@@ -71,16 +72,30 @@ def test_a_simulation_comes_to_the_same_journal_and_parameters(rule: str, monkey
     assert bits(simulate(run_of(table, GPT))) == apart
 
 
-def test_replicas_need_not_be_at_the_same_step() -> None:
-    run = run_of("diloco", GPT)
+@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("ahead", [0, 2], ids=["all at the same step", "one ahead of the others"])
+def test_parameters_gradients_and_optimisers_come_to_the_same_bits(name: str, ahead: int) -> None:
+    """Twice, so that what the optimisers keep is taken over; one replica takes longer steps from then on."""
+    inner = {"name": name, "lr": 0.01, "clip_norm": 0.3, "schedule": "cosine"}
+    run = run_of("diloco", GPT, inner=inner | ({"momentum": 0.9} if name == "sgd" else {}))
     group, apart = ([replica(run, worker) for worker in range(3)] for _ in range(2))
+    together, begun = Together(group[0]), [0, ahead, 0]
     for each in (group, apart):
-        each[1].train(0, 2)
-    losses = Together(group[0]).train(group, [0, 2, 0], 3)
-    ends = [each.train(first, 3) for each, first in zip(apart, [0, 2, 0], strict=True)]
-    assert [each.judged(0, own) for each, own in zip(group, losses, strict=True)] == ends
-    assert all(one.params.equal(other.params) for one, other in zip(group, apart, strict=True))
-    assert all(one.grads.equal(other.grads) for one, other in zip(group, apart, strict=True))
+        if ahead:
+            each[1].train(0, ahead)
+    for _ in range(2):
+        losses = together.train(group, begun, 3)
+        ends = [each.train(first, 3) for each, first in zip(apart, begun, strict=True)]
+        assert [each.judged(0, own) for each, own in zip(group, losses, strict=True)] == ends
+        for one, other in zip(group, apart, strict=True):
+            assert one.params.equal(other.params)
+            assert one.grads.equal(other.grads)
+            assert one.inner_steps == other.inner_steps
+            for kept in (*run.inner.momenta, *run.inner.variances):
+                assert one.inner_state(kept).equal(other.inner_state(kept)), kept
+        begun = [first + 3 for first in begun]
+        for each in (group, apart):
+            each[2].set_learning_rate(0.02)
 
 
 def test_who_diverges_is_named_and_the_others_go_on() -> None:
@@ -119,10 +134,10 @@ def test_what_would_come_to_other_bits_is_done_one_by_one(monkeypatch: pytest.Mo
     assert joined(lambda worker: replica(run, worker), 4)
     rounded = Together._gradients
 
-    def otherwise(self: Together, replicas: list[TorchReplica], batches: Any) -> Tensor:
-        losses = rounded(self, replicas, batches)
-        replicas[-1].grads[0] += 1e-4
-        return losses
+    def otherwise(self: Together, stacked: Tensor, batches: Any) -> tuple[Tensor, Tensor]:
+        grads, losses = rounded(self, stacked, batches)
+        grads[-1, 0] += 1e-4
+        return grads, losses
 
     monkeypatch.setattr(Together, "_gradients", otherwise)
     assert not joined(lambda worker: replica(run, worker), 4)

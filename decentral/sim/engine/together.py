@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from decentral.inner import set_steps_of, state_of, steps_of
 from decentral.replica import TorchReplica
 
 SIZES = (16, 8, 4)
@@ -38,25 +39,30 @@ class Together:
         self._layout = replica.layout
         self._loss = _Loss(replica)
         self._traced: dict[Any, Callable[[Tensor, Any], tuple[Tensor, Tensor]]] = {}
+        self._stacks: dict[int, _Stack] = {}
 
     def train(self, replicas: Sequence[TorchReplica], begun: Sequence[int], steps: int) -> list[Tensor]:
         """Do so many local steps of each replica, from its step in `begun` on; return each one's losses `[steps]`.
 
         Raises `TaskError` as `TorchReplica.train`; of losses that are not finite `TorchReplica.judged` tells.
         """
+        stack = self._stacks.get(len(replicas))
+        if stack is None:
+            stack = self._stacks[len(replicas)] = _Stack(replicas[0], len(replicas))
+        stack.take(replicas, begun)
         losses = []
         for at in range(steps):
             batches = [replica.batch(first + at) for replica, first in zip(replicas, begun, strict=True)]
-            losses.append(self._gradients(replicas, tree_map(lambda *each: torch.stack(each), *batches)))
-            for replica, first in zip(replicas, begun, strict=True):
-                replica.update(first + at)
+            grads, own = self._gradients(stack.params, tree_map(lambda *each: torch.stack(each), *batches))
+            losses.append(own)
+            stack.step(grads, at)
+        stack.give()
         return list(torch.stack(losses, dim=1))
 
-    def _gradients(self, replicas: Sequence[TorchReplica], batches: Any) -> Tensor:
-        """Fill the replicas' gradients; return their losses `[k]`."""
-        stacked = torch.stack([replica.params for replica in replicas])
+    def _gradients(self, stacked: Tensor, batches: Any) -> tuple[Tensor, Tensor]:
+        """Return the gradients `[k, P]` and losses `[k]` of replicas with these parameters `[k, P]`."""
         leaves, form = tree_flatten(batches)
-        key = len(replicas), form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        key = len(stacked), form, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         work = self._traced.get(key)
         if work is None:
 
@@ -65,13 +71,10 @@ class Together:
 
             work = self._traced[key] = make_fx(mapped)(stacked, batches)
         with torch.no_grad():
-            grads, losses = work(stacked, batches)
-        for replica, own in zip(replicas, grads, strict=True):
-            replica.grads.copy_(own)
-        return losses
+            return work(stacked, batches)
 
     def _mapped(self, stacked: Tensor, batches: Any) -> tuple[Tensor, Tensor]:
-        """Return the gradients `[k, P]` and losses `[k]` of replicas with these parameters `[k, P]`."""
+        """Return what `_gradients` does, by calls that can be traced."""
         named = {
             f"model.{entry.name}": stacked[:, entry.start : entry.stop].view(-1, *entry.shape)
             for entry in self._layout.entries
@@ -107,6 +110,58 @@ def joined(make: Callable[[int], TorchReplica], count: int) -> Together | None:
         return None
     same = all(one.params.equal(other.params) for one, other in zip(apart, group, strict=True))
     return together if same and told == ends and took < PAYS * otherwise else None
+
+
+class _Stack:
+    """So many replicas' parameters and what their inner optimisers keep, one below the other: `[k, P]` each.
+
+    Replicas that are equally far in equal optimisers are stepped as one, the others row by row.
+    """
+
+    def __init__(self, replica: TorchReplica, count: int) -> None:
+        self.params = replica.params.new_empty(count, replica.layout.size)
+        matrices = replica.layout.matrices()
+        self._whole = replica.inner.stacked(self.params, matrices)
+        names = (*replica.inner.momenta, *replica.inner.variances)
+        self._kept = {name: state_of(self._whole)[name].view_as(self.params) for name in names}
+        self._rows = [replica.inner.fit(matrices).build(row) for row in self.params]
+        for at, row in enumerate(self._rows):
+            state_of(row).update({name: values[at] for name, values in self._kept.items()})
+        self._grads = self.params
+        self._replicas: Sequence[TorchReplica] = ()
+        self._begun: Sequence[int] = ()
+
+    def take(self, replicas: Sequence[TorchReplica], begun: Sequence[int]) -> None:
+        """Copy these replicas here, which are at these local steps."""
+        self._replicas, self._begun = replicas, begun
+        for at, (replica, row) in enumerate(zip(replicas, self._rows, strict=True)):
+            self.params[at].copy_(replica.params)
+            for name, values in self._kept.items():
+                values[at].copy_(replica.inner_state(name))
+            set_steps_of(row, replica.inner_steps)
+        first = replicas[0]
+        standings = {(step, replica.inner_steps) for step, replica in zip(begun, replicas, strict=True)}
+        self._alike = len(standings) == 1 and all(replica.inner == first.inner for replica in replicas)
+        set_steps_of(self._whole, first.inner_steps)
+
+    def step(self, grads: Tensor, after: int) -> None:
+        """Take the step that is so many after the first one, along these gradients `[k, P]`, which may change."""
+        self._grads, first = grads, self._replicas[0]
+        if self._alike:
+            first.inner.step_stacked(self._whole, grads, self._begun[0] + after, first.total_steps)
+            return
+        for at, (replica, row) in enumerate(zip(self._replicas, self._rows, strict=True)):
+            row.param_groups[0]["params"][0].grad = grads[at]
+            replica.inner.step(row, self._begun[at] + after, replica.total_steps)
+
+    def give(self) -> None:
+        """Copy everything back to the replicas that were taken, the last gradients too."""
+        for at, (replica, row) in enumerate(zip(self._replicas, self._rows, strict=True)):
+            replica.params.copy_(self.params[at])
+            replica.grads.copy_(self._grads[at])
+            for name, values in self._kept.items():
+                replica.inner_state(name).copy_(values[at])
+            replica.set_inner_steps(steps_of(self._whole if self._alike else row))
 
 
 class _Loss(nn.Module):
