@@ -25,12 +25,16 @@ def press():
     os.kill(os.getpid(), signal.SIGINT)
 
 class Pressed(Quadratic):
-    "A task whose user presses Ctrl-C when a model is made, or at the closing evaluation."
+    "A task whose user presses Ctrl-C when a model is made, or at the closing evaluation; it may say that it has begun."
     moment: str = "never"
 
     def model(self):
         if self.moment == "model": press()
         return super().model()
+
+    def batch(self, worker, start, size):
+        if self.moment == "says" and start == 0: print("begun", flush=True)
+        return super().batch(worker, start, size)
 
     def evaluate(self, model):
         if self.moment == "end" and os.path.exists("here/journal.jsonl"): press()
@@ -98,6 +102,31 @@ def test_a_signal_from_outside_stops_a_long_run(folder: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert check_stopped(folder, process.returncode, out, err)
+
+
+def test_a_comparison_that_is_stopped_says_how_it_goes_on(folder: Path) -> None:
+    """Whichever of its processes were at work. What is complete is kept: `tests/compare/test_resuming.py`."""
+    words = ["compare", "--rules", "ddp,local_sgd", "--task", "parts_of_user:Pressed", "--out", "fair", "--seeds", "2"]
+    fields = ["task.moment=says", "evaluate_every=0", "steps=1000000"]
+    overrides = [part for field in fields for part in ("--set", field)]
+    with subprocess.Popen(
+        [str(COMMAND), *words, *overrides],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "begun\n":
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    last = " ".join(out.replace("begun", "").split())
+    assert (process.returncode, err) == (130, "")
+    assert last == "stopped; the same command with --out fair goes on from the runs that are complete"
+    with pytest.raises(ProcessLookupError):  # nobody of them is left
+        os.killpg(process.pid, 0)
 
 
 def test_a_run_that_had_not_begun_leaves_nothing(folder: Path) -> None:
