@@ -44,7 +44,7 @@ from decentral.snapshot import BUFFER, INNER, PARAMS, SLOT, STATISTICS, Life, Sn
 from decentral.speeds import TOLD, Speeds
 from decentral.state import Layout
 from decentral.stock import Lessor, Stock
-from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag, signal
+from decentral.wire import SIGNAL, FrameError, Packet, Refusal, Tag, largest_packet, signal
 
 T = TypeVar("T")
 
@@ -277,6 +277,7 @@ class Peer:
         self.patience_s = patience_s
         self._lateness = Lateness(patience_s)
         self.norm_limit = norm_limit
+        self.largest_packet = largest_packet(replica.layout.size)
         self.meter = Meter(self._loop.time, self._record_spent if spans else None)
         self._loading_s = loading_s
         self._metered_s = self.now()
@@ -574,8 +575,14 @@ class Peer:
     def send(self, to: int, tag: Tag, packet: Packet) -> asyncio.Future[None]:
         """Start sending `packet`; the future is done when it has arrived, or fails with `PeerGone`.
 
-        Whoever does not await it need not look at its failure: the receiver's side of the exchange will tell.
+        Whoever does not await it need not look at its failure: the receiver's side of the exchange will tell. Raises
+        `ValueError` for a packet that nobody takes.
         """
+        if packet.nbytes > self.largest_packet:
+            raise ValueError(
+                f"'{tag.channel}', {tag.part}: a packet of {packet.nbytes} bytes, and nobody takes more than "
+                f"{self.largest_packet}, twice the longest vector; send it in parts"
+            )
         arrived = self._world.send(self, to, tag, packet)
         if self._loading_s is not None and packet.nbytes >= LARGE:
             arrived.add_done_callback(partial(self._has_sent, to, packet.nbytes, self.now()))

@@ -125,6 +125,14 @@ SIGNAL = "signal"
 """Codec name of packets that carry a short text and no vector (acknowledgements)."""
 
 
+def largest_packet(numel: int) -> int:
+    """Return how many bytes no honest packet has where the longest vector has so many elements.
+
+    That is twice that vector in float32, and some room for small models.
+    """
+    return 8 * numel + (1 << 20)
+
+
 @lru_cache(maxsize=64)
 def signal(text: str) -> Packet:
     """Return a packet that carries `text` (ASCII): always the same one, which nobody must change."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import accumulate
+from collections.abc import Awaitable, Callable, Mapping
 
-import torch
 from pydantic import BaseModel, NonNegativeInt, PositiveFloat, ValidationError
 from torch import Tensor
 
@@ -65,30 +63,37 @@ class Follower:
             self._replica.update(step, norm)
             self._gradient = None
 
-    def state(self) -> tuple[Packet, Packet]:
+    def state(self) -> list[Packet]:
         """Return what `unpacked` reads, for whoever has lost these blocks."""
         return packed(self._replica, ((0, self.numel),), self._slots)
 
 
-def packed(replica: Replica, spans: Spans, slots: Mapping[str, Tensor]) -> tuple[Packet, Packet]:
-    """Return what lies in these spans of parameters and running means, the slots, and how the optimiser stands."""
+def packed(replica: Replica, spans: Spans, slots: Mapping[str, Tensor]) -> list[Packet]:
+    """Return how the optimiser stands, then what lies in these spans of parameters and running means, and the slots.
+
+    One packet for each vector: the transport takes none that is longer than the longest vector.
+    """
     vectors = [*(gather(values, spans) for values in state_of(replica)), *slots.values()]
     sizes = {name: values.numel() for name, values in slots.items()}
     standing = Standing(steps=replica.inner_steps, lr=replica.inner.lr, slots=sizes)
-    return EXACT.encode(torch.cat(vectors)), signal(standing.model_dump_json())
+    return [signal(standing.model_dump_json()), *map(EXACT.encode, vectors)]
 
 
-def unpacked(follows: Follows, values: Packet, word: Packet, stage: Stage) -> Copied:
-    """Return what `packed` has told of the blocks; raises `FrameError` for anything else."""
+async def unpacked(follows: Follows, recv: Callable[[int], Awaitable[Packet]], stage: Stage) -> Copied:
+    """Return what `packed` has told of the blocks, of which `recv` returns the k-th packet.
+
+    Raises `FrameError` for anything else, and as `recv` does.
+    """
     try:
-        standing = Standing.model_validate_json(signal_text(word))
+        standing = Standing.model_validate_json(signal_text(await recv(0)))
     except ValidationError:
         raise FrameError("codec", "where an inner optimiser stands is not what it should be") from None
     numel, count = stage.cut.layout(follows.stage, follows.blocks).size, len(state_of(stage))
-    sizes = [numel] * count + list(standing.slots.values())
-    if values.numel != sum(sizes):
-        raise FrameError("length", f"{values.numel} elements where there are {sum(sizes)}")
-    flat, ends = EXACT.decode(values, stage.vector(values.numel)), list(accumulate(sizes))
-    vectors = [flat[stop - size : stop] for size, stop in zip(sizes, ends, strict=True)]
+    vectors = []
+    for number, size in enumerate([numel] * count + list(standing.slots.values()), 1):
+        packet = await recv(number)
+        if packet.numel != size:
+            raise FrameError("length", f"{packet.numel} elements where there are {size}")
+        vectors.append(EXACT.decode(packet, stage.vector(size)))
     slots = dict(zip(standing.slots, vectors[count:], strict=True))
     return Copied(follows.blocks, tuple(vectors[:count]), standing.steps, standing.lr, slots)

@@ -19,13 +19,11 @@ from decentral.pipeline.reunion import Lost, Place, Reunion
 from decentral.pipeline.settings import Pipeline
 from decentral.pipeline.stage import Stage, gather
 from decentral.protocols.codecs import Codec, Float32
-from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal, signal_text
+from decentral.wire import SIGNAL, FrameError, Packet, Tag, largest_packet, signal, signal_text
 
 EXACT = Float32()
 CHANNEL = "pipeline"
 EVALUATION = "evaluation"
-STATE = ("state", "standing")
-"""Parts of what the keeper of a copy is told of its state."""
 
 
 class Line:
@@ -40,6 +38,7 @@ class Line:
 
     def __init__(self, peer: Peer, stage: Stage, settings: Pipeline, fleet: Fleet, *, recovers: bool = False) -> None:
         self._peer, self._stage, self._codec, self._order = peer, stage, settings.codec, settings.order
+        peer.largest_packet = largest_packet(stage.cut.largest)
         self._grid, self._ways = settings.grid, settings.ways
         self._row, self.stage = self._grid.row(peer.id), self._grid.stage(peer.id)
         everybody = len(peer.cohort) * settings.stages
@@ -233,8 +232,8 @@ class Line:
             for follows in self._followed:
                 spans = self._stage.cut.spans(follows.stage, follows.blocks)
                 slots = self._peer.slots if self._keeps_all else {}
-                for part, packet in zip(STATE, packed(self._stage, spans, slots), strict=True):
-                    arrived = self._peer.send(self._row[follows.keeper], self._tag(step, part), packet)
+                for number, packet in enumerate(packed(self._stage, spans, slots)):
+                    arrived = self._peer.send(self._row[follows.keeper], self._tag(step, f"state {number}"), packet)
                     self._telling.append(arrived)
         self._tells_state = False
 
@@ -264,16 +263,17 @@ class Line:
     async def _hear_states(self, step: int, losses: int) -> None:
         """Take up what has come of the state of what we follow; nothing is waited for."""
         for follower in self._followers:
-            owner, found = self._row[follower.follows.stage], []
-            for part in STATE:
-                with suppress(PeerGone, TimeoutError):
-                    found.append((await self._peer.recv(owner, Tag(CHANNEL, step, f"{part} {losses}"), 0.0))[1])
-            if len(found) == len(STATE):
-                values, word = found
-                try:
-                    follower.take(unpacked(follower.follows, values, word, self._stage))
-                except FrameError as error:
-                    raise self._reunion.refused(owner, error) from None
+            owner = self._row[follower.follows.stage]
+
+            async def here(number: int, owner: int = owner) -> Packet:
+                return (await self._peer.recv(owner, Tag(CHANNEL, step, f"state {number} {losses}"), 0.0))[1]
+
+            try:
+                follower.take(await unpacked(follower.follows, here, self._stage))
+            except (PeerGone, TimeoutError):
+                continue
+            except FrameError as error:
+                raise self._reunion.refused(owner, error) from None
 
     async def _step(self, step: int, norms: Mapping[int, float]) -> None:
         """Step, unless it is a step that only the others of the party have to do."""

@@ -172,8 +172,8 @@ class Reunion:
                 self._peer.send(lost, self._tag(lost, f"params {self._peer.id}"), EXACT.encode(self._stage.params))
             for follower in self._followers:
                 if follower.follows.stage == stage and self._peer.id in row:
-                    for part, packet in zip(("copy", "standing"), follower.state(), strict=True):
-                        self._peer.send(lost, self._tag(lost, part), packet)
+                    for number, packet in enumerate(follower.state()):
+                        self._peer.send(lost, self._tag(lost, f"copy {number}"), packet)
             return
         parts = []
         for source in sources:
@@ -188,10 +188,11 @@ class Reunion:
         self._peer.record(Rebuilt(time_s=self._peer.now(), worker=self._peer.id, stage=stage, members=members))
 
     async def _copy(self, keeper: int, kept: Follows) -> Copied:
-        parts = ("copy", "standing")
-        packet, word = [await self._received(keeper, self._tag(self._peer.id, part), keeper) for part in parts]
+        async def told(number: int) -> Packet:
+            return await self._received(keeper, self._tag(self._peer.id, f"copy {number}"), keeper)
+
         try:
-            return unpacked(kept, packet, word, self._stage)
+            return await unpacked(kept, told, self._stage)
         except FrameError as error:
             raise self.refused(keeper, error) from None
 

@@ -20,6 +20,7 @@ from decentral.pipeline.memory import memory_bytes
 from decentral.protocols.protection import Guard
 from decentral.replica import Replica, TorchReplica
 from decentral.snapshot import Snapshot
+from decentral.wire import largest_packet
 from decentral.workers import rpc
 from decentral.workers.coordinator import Entrant
 from decentral.workers.coordinator_rpc import CoordinatorClient, RemoteDesk
@@ -81,7 +82,7 @@ async def _live_once(
     transport = Transport(
         inbox,
         keys=place.keys,
-        max_packet_bytes=_largest_packet(replica.layout.size if stage is None else stage.cut.largest),
+        max_packet_bytes=largest_packet(replica.layout.size if stage is None else stage.cut.largest),
         patience_s=run.patience_s,
         pace=pace_of(run, worker),
     )
@@ -165,8 +166,3 @@ def _replica(run: Run, worker: int, device: torch.device) -> TorchReplica:
         total_steps=run.steps,
         device=device,
     )
-
-
-def _largest_packet(numel: int) -> int:
-    """Return a size no honest packet has: twice the largest vector in float32, and some room for small models."""
-    return 8 * numel + (1 << 20)

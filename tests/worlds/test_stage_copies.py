@@ -6,23 +6,37 @@ from functools import cache
 from typing import Any
 
 import pytest
-from blocks import Mirrored, named
+from blocks import Chain, Mirrored, named
 from sockets import train_here
 from test_lost_stages import breaking
 from test_same_rule import assert_same_replicas
-from torch import Tensor
+from torch import Tensor, zeros
 
 from decentral.config import Run, validated
 from decentral.errors import ConfigError
 from decentral.journal import Left, Rebuilt, Trained
 from decentral.outcome import Outcome
 from decentral.peer import Peer
-from decentral.protocols import LocalSGD
+from decentral.protocols import LocalSGD, SyncRule
+from decentral.protocols.codecs import Float32
 from decentral.sim.simulate import simulate
+from decentral.wire import Tag, largest_packet
 
 STEPS, STAGES = 30, 4
 CRASH_S, BACK_S = 4.3, 5.5
 GPT = {"name": "byte_gpt", "width": 16, "depth": 4, "heads": 2, "context": 16, "eval_windows": 8}
+
+
+class Flood(SyncRule):
+    """Sends half a million numbers at once."""
+
+    name = "flood"
+
+    async def run(self, peer: Peer) -> None:
+        while await peer.train(1):
+            peer.send(
+                (peer.id + 1) % len(peer.members), Tag("flood", peer.step, "all"), Float32().encode(zeros(500_000))
+            )
 
 
 def run_of(recovery: Any, *, lost: tuple[int, ...] = (), crash_s: float = CRASH_S, **fields: Any) -> Run:
@@ -124,6 +138,21 @@ def test_copies_follow_what_rounds_make_of_a_stage() -> None:
     rule = {"name": "diloco", "period": 3}
     quiet = simulate(run_of("redundant", rule=rule))
     assert_same_training(simulate(run_of("redundant", rule=rule, lost=(1, 3))), quiet)
+
+
+def test_a_copy_may_be_larger_than_the_largest_packet() -> None:
+    """Parameters, two running means, anchor and momentum: five vectors, and a packet holds two and a megabyte."""
+    fields: dict[str, Any] = {"task": named(Chain, width=320), "rule": {"name": "diloco", "period": 3}}
+    outcome = simulate(run_of("redundant", lost=(1,), **fields))
+    assert rebuilt(outcome) == [(1, (0,))]
+    assert 4 * 5 * outcome.params[1].numel() > largest_packet(outcome.params[1].numel())
+    assert_same_training(outcome, simulate(run_of("redundant", **fields)))
+
+
+def test_who_sends_more_than_anybody_takes_hears_of_it() -> None:
+    run = run_of("checkfree", rule=Flood(), pipeline={}, task=named(Chain, width=4), steps=2)
+    with pytest.raises(ValueError, match=r"'flood', all: a packet of 2000000 bytes, and nobody takes more than 10"):
+        simulate(run)
 
 
 @pytest.mark.parametrize("victim", range(STAGES))
