@@ -85,11 +85,6 @@ def test_two_trainers_are_two_workers_or_two_ranks_of_one() -> None:
     assert ranks == other_ranks
 
 
-@pytest.fixture
-def place() -> dict[str, Any]:
-    return {"worker": 0, "workers": 1, "address": free_address(), "secret": "of-these-tests-alone"}
-
-
 def test_between_rounds_a_trainer_in_mixed_precision_comes_to_its_own_bits(place: dict[str, Any]) -> None:
     alone, joined = made(), made()
     trainer_of(alone, rows(0), None, bf16=True).train()
