@@ -129,6 +129,8 @@ def stalls(struck: list[Struck], seen: list[Sight]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for this, following in itertools.pairwise([*struck, None]):
         assert this is not None
+        if this.at_s < times[0]:  # it struck before the first round of all
+            continue
         until = times[-1] if following is None else following.at_s
         during = [max(before for before in times if before <= this.at_s)]
         during += [at for at in times if this.at_s < at < until]
