@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
@@ -258,7 +259,8 @@ class Job:
         number = self._lived[worker]
         name = f"worker-{worker}" + (f"-life-{number}" if number else "")
         made = self._worker_like(Worker, name, beside)
-        return made.remote(self._run.to_table(), worker, number, self._secret, self._resumed and self._resumed.folder)
+        resumed = "" if self._resumed is None else self._resumed.folder
+        return made.remote(self._run.to_table(), worker, number, self._secret, resumed)
 
     def _worker_like(self, cls: type[Any], name: str, beside: str | None = None) -> Any:
         if beside is not None:
@@ -309,9 +311,13 @@ class Job:
 
     def _stand_in(self, placed: Collection[int]) -> None:
         """Have those who wait for a place begin beside those who have one, on one node after the other."""
-        nodes = cycle(sorted(set(ray.get([self._lives[worker].placed for worker in sorted(placed)]))))
+        hosts = set[str]()
+        for worker in placed:
+            with suppress(ray.exceptions.RayError):  # it has died, as we shall hear
+                hosts.add(ray.get(self._lives[worker].placed))
+        nodes = cycle(sorted(hosts))
         for worker, life in list(self._lives.items()):
-            if worker not in placed and life not in self._stand_ins:
+            if hosts and worker not in placed and life not in self._stand_ins:
                 ray.kill(life.actor)
                 self._stand_ins.add(self._place(worker, beside=next(nodes)))
 
