@@ -130,6 +130,7 @@ class _Stack:
         self._grads = self.params
         self._replicas: Sequence[TorchReplica] = ()
         self._begun: Sequence[int] = ()
+        self._alike = True
 
     def take(self, replicas: Sequence[TorchReplica], begun: Sequence[int]) -> None:
         """Copy these replicas here, which are at these local steps."""
