@@ -294,17 +294,19 @@ class Job:
         the state is lost. Raises `FleetLost` when that does not go well.
         """
         placed, size = self._placed, self._run.fleet.size
-        self._fewer = self._shortage.lasting(placed, time.monotonic())
-        if self._fewer is not None:
+        stages = self._shortage.lasting(placed, time.monotonic())
+        if stages is not None:
+            self._fewer = stages
             why = f"there have been places for {len(placed)} of {size} workers alone"
             self._stand_in(placed)
             if len(self._lives) < size:  # who has died again and again as it began
-                raise FleetLost(why, self._fewer)
-            self._part(self._fewer, why)
+                raise FleetLost(why, stages)
+            self._part(stages, why)
             return
         if len(placed) < size:
             self._spares.forget()  # they would take the places of workers
             return
+        self._fewer = None
         self._spares.want()
         if self._spares.are_there():
             self._part(self._stages, f"there are places for {self._stages} stages again")

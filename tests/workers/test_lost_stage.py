@@ -148,6 +148,36 @@ def test_a_lost_place_is_gone_on_without_and_taken_again_when_it_is_back(tmp_pat
     assert [worker["state"] for worker in status.status("a run")["workers"]] == ["finished"] * 3
 
 
+@pytest.mark.slow
+def test_what_nobody_can_rebuild_and_has_no_place_goes_on_whole_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    """Two stages beside each other and their places are gone: the run goes back once, to one worker that has it all."""
+    settled = ray.remote(Spare).options(num_cpus=1).remote()
+    ray.get(settled.placed.remote())  # of four CPUs
+    kept, others, killed, restarts = tmp_path / "kept", list[Any](), list[int](), list[int]()
+
+    def see(record: Record) -> None:
+        if not others:  # all are there: the next places are for others
+            others.extend(ray.remote(Spare).options(num_cpus=1).remote() for _ in range(2))
+        if isinstance(record, Trained) and not killed and list(kept.glob("*/manifest.json")):
+            killed.extend(pid_of(f"worker-{worker}") for worker in (0, 1))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    def restart(before: Iterable[Record]) -> None:
+        restarts.append(len(list(before)))
+
+    fields: dict[str, Any] = {"steps": 60, "rule": {"name": "diloco", "period": 5}}
+    quiet = simulate(run_of(**fields))
+    fields |= {"pipeline": {"stages": 3, "least": 1, "microbatches": 2}, "patience_s": 1.0}
+    fields |= {"checkpoint": {"url": str(kept), "every_s": 0.2}, "fleet": {"workers": [{"count": 3, "speed": 0.05}]}}
+    outcome = train(run_of(**fields), on_record=see, on_restart=restart)
+    for other in (settled, *others):
+        ray.kill(other)
+    assert len(restarts) == 1
+    assert Counter(left.reason for left in outcome.left()) == {"cut anew, 3 to 1 stages": 3, "finished": 1}
+    assert torch.allclose(outcome.merged(), quiet.merged(), rtol=0, atol=1e-5)
+
+
 def test_places_count_that_are_still_there() -> None:
     actors = []
 
