@@ -7,9 +7,10 @@ by another one.
 
 From then on the member, its *host*, sends it the means that rounds come to, so that it may run the rule as everybody
 does, only that its local steps pass without work and its rounds are heard instead of made. It votes as a guest; the
-first round that is decided after its vote is the last one without it. Nobody waits for it but its host, and that only
-after every `AHEAD` rounds, until it has heard them. If its host goes now, its life ends: its vote may have let it into
-a round whose predecessor it has not heard, and only who comes anew is a guest again.
+first round that is decided after its vote is the last one without it. Nobody waits for it but its host, after each
+round until it has heard it: every further mean on the line would put off its first step by as much. If its host goes
+now, its life ends: its vote may have let it into a round whose predecessor it has not heard, and only who comes anew is
+a guest again.
 
 A rule without votes follows nobody: the newcomer begins where its host is when the state has come.
 """
@@ -37,8 +38,6 @@ from decentral.replica import digest
 from decentral.snapshot import Snapshot
 from decentral.wire import FrameError, Packet, Tag, signal, signal_text
 
-AHEAD = 2
-"""Means that may be on their way to a newcomer, or wait there for it."""
 IN_FLIGHT = 3
 """Segments of a state that are on their way at once: the line stays full while the first one's receipt comes back."""
 PATIENCES = 20
@@ -224,8 +223,7 @@ class Host:
                 self._forget(worker, guest)
             elif worker not in decision.members:
                 self._tell(worker, guest, round_)
-                if (number - guest.rounds.get(channel, 0)) % AHEAD == 0:
-                    await self._wait_for(worker, guest, channel, number)
+                await self._wait_for(worker, guest, channel, number)
 
     def _let_in(self) -> None:
         """Give whoever has asked the state as it is now; it has yet to hear the rounds on this step's gradient."""
@@ -268,13 +266,12 @@ class Host:
             self._forget(worker, guest)
 
     async def _wait_for(self, worker: int, guest: _Guest, channel: str, number: int) -> None:
-        """Wait until the guest has heard all; if it does not come, give it up, and let it know wherever it waits.
+        """Wait until the guest has heard that; if it does not come, give it up, and let it know wherever it waits.
 
         Not only what is too much: who is always a round behind would never vote in time on a round that is to come.
         """
         try:
-            for heard in range(number - AHEAD + 1, number + 1):
-                await self._peer.recv(worker, _heard(channel, heard))
+            await self._peer.recv(worker, _heard(channel, number))
         except PeerGone:
             self._forget(worker, guest)
         except TimeoutError:
