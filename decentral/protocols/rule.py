@@ -58,6 +58,11 @@ class SyncRule(Part):
         """Refuse, with `ConfigError`, what this rule cannot do with so many workers. Called when a run file is read."""
 
     @property
+    def vectors(self) -> int:
+        """How many vectors of the model's size the rule's longest packet holds."""
+        return 1
+
+    @property
     def takes_newcomers(self) -> bool:
         """Whether a worker may come into a run that has begun."""
         try:

@@ -21,7 +21,7 @@ from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
 from decentral.protocols.server import Server
 from decentral.protocols.unsent import coder_of
-from decentral.wire import SIGNAL, FrameError, Packet, Tag, signal
+from decentral.wire import SIGNAL, FrameError, Packet, Tag, largest_packet, signal
 
 
 class ServerRule(SyncRule):
@@ -74,6 +74,7 @@ class ServerRule(SyncRule):
             )
 
     async def run(self, peer: Peer) -> None:
+        peer.largest_packet = largest_packet(self.vectors * peer.layout.size)
         link = _Link(self, peer)
         assigned = await link.begin()
         while (update := await self.work(peer, link.anchor, assigned)) is not None:

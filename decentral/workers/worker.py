@@ -82,7 +82,9 @@ async def _live_once(
     transport = Transport(
         inbox,
         keys=place.keys,
-        max_packet_bytes=largest_packet(replica.layout.size if stage is None else stage.cut.largest),
+        max_packet_bytes=largest_packet(
+            run.rule.vectors * (replica.layout.size if stage is None else stage.cut.largest)
+        ),
         patience_s=run.patience_s,
         pace=pace_of(run, worker),
     )

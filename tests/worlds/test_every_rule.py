@@ -132,3 +132,9 @@ def test_time_alone_can_be_simulated(case: Case) -> None:
         assert timed_by_messages(run).seconds == trained.seconds
         assert timed.seconds == pytest.approx(trained.seconds, rel=0, abs=1e-9)
         assert [left.sent_bytes for left in timed.left()] == [left.sent_bytes for left in trained.left()]
+
+
+@every_case
+def test_nobody_sends_more_than_anybody_takes(case: Case) -> None:
+    """`Peer.send` refuses it; a model so large that a packet's spare megabyte hides nothing. Sizes alone."""
+    timed_by_messages(run_of(case, task={**QUADRATIC, "dimension": 2_000_000}))
