@@ -203,15 +203,15 @@ def test_whatever_comes_and_goes_at_servers_nobody_waits_for_ever(seed: int) -> 
 
 
 def test_rounds_go_on_while_the_newcomer_takes_its_state() -> None:
-    """On a thin line the state takes several rounds, which share the host's line with it and do not stand still."""
+    """On a thin line the state takes several rounds: one passes meanwhile, then the host waits until it is heard."""
     rule = DiLoCo(period=10, codec=Int8())
     thin = {"up_bps": 1e6, "down_bps": 1e6}
     quiet = simulate(run_of(rule, crash(0.1, 3), steps=120, dimension=20_000, **thin))
     joined = simulate(run_of(rule, crash(0.1, 3), join(0.6, 3), steps=120, dimension=20_000, **thin))
     first = next(r for r in joined.records if isinstance(r, Synced) and 3 in r.members and r.time_s > 0.6)
-    assert first.round > 4
-    without = [r.time_s for r in quiet.records if isinstance(r, Synced) and r.worker == 0 and r.round == first.round]
-    assert first.time_s < 2 * without[0]
+    rounds = [r for r in joined.records if isinstance(r, Synced) and r.worker == 0 and 0.6 < r.time_s < first.time_s]
+    assert [r.round for r in rounds] == [1, 2, 3]  # one before it asked, one on the way, and one that it heard
+    assert joined.seconds < 1.45 * quiet.seconds
     assert distinct(joined.params) == 1
 
 
@@ -357,7 +357,7 @@ def test_when_all_hosts_die_as_they_give_their_state_the_newcomer_says_so() -> N
         simulate(run_of(Gossip(period=10), crash(0.1, 3), join(0.6, 3), *deaths, **THIN))
 
 
-@pytest.mark.parametrize("at_s", [0.65, 2.0, 6.0])
+@pytest.mark.parametrize("at_s", [0.65, 2.0, 5.0])
 def test_a_newcomer_that_is_told_to_leave_goes_at_once_and_does_not_come_again(at_s: float) -> None:
     """While it waits for the host's rest, while the state comes, while it follows."""
     told = notice(at_s, 3, notice_s=30)

@@ -6,11 +6,12 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from blocks import Chain, Mirrored, named
 from sockets import train_here
 from test_lost_stages import breaking
 from test_same_rule import assert_same_replicas
-from torch import Tensor, zeros
+from torch import Tensor
 
 from decentral.config import Run, validated
 from decentral.errors import ConfigError
@@ -35,7 +36,9 @@ class Flood(SyncRule):
     async def run(self, peer: Peer) -> None:
         while await peer.train(1):
             peer.send(
-                (peer.id + 1) % len(peer.members), Tag("flood", peer.step, "all"), Float32().encode(zeros(500_000))
+                (peer.id + 1) % len(peer.members),
+                Tag("flood", peer.step, "all"),
+                Float32().encode(torch.zeros(500_000)),
             )
 
 
@@ -141,12 +144,14 @@ def test_copies_follow_what_rounds_make_of_a_stage() -> None:
 
 
 def test_a_copy_may_be_larger_than_the_largest_packet() -> None:
-    """Parameters, two running means, anchor and momentum: five vectors, and a packet holds two and a megabyte."""
-    fields: dict[str, Any] = {"task": named(Chain, width=320), "rule": {"name": "diloco", "period": 3}}
+    """Parameters, a running mean, anchor and momentum: four vectors, and a packet holds two and a megabyte."""
+    fields: dict[str, Any] = {"task": named(Chain, width=400), "rule": {"name": "diloco", "period": 3}}
+    fields["inner"] = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
     outcome = simulate(run_of("redundant", lost=(1,), **fields))
     assert rebuilt(outcome) == [(1, (0,))]
-    assert 4 * 5 * outcome.params[1].numel() > largest_packet(outcome.params[1].numel())
-    assert_same_training(outcome, simulate(run_of("redundant", **fields)))
+    assert 4 * 4 * outcome.params[1].numel() > largest_packet(outcome.params[1].numel())
+    quiet = simulate(run_of("redundant", **fields)).merged()
+    assert torch.allclose(outcome.merged(), quiet, rtol=0, atol=1e-5)  # products so large are rounded by where they lie
 
 
 def test_who_sends_more_than_anybody_takes_hears_of_it() -> None:
