@@ -56,11 +56,14 @@ def main() -> None:
     logging.getLogger("decentral").setLevel(logging.INFO)
     others = list[Any]()
     struck = list[int]()
+    trained = list[int]()  # by worker 0, also what the journal does not keep
 
     def see(record: Record) -> None:
         if not others:  # all are there: the next place is for somebody else
             others.append(ray.remote(Spare).options(num_cpus=1).remote())
             others.append(others[0].placed.remote())
+        if isinstance(record, Trained) and record.worker == 0:
+            trained.append(record.steps)
         if isinstance(record, Trained) and record.step >= KILLED_AT and not struck:
             struck.append(pid_of(options.stage))
             os.kill(struck[0], signal.SIGKILL)
@@ -99,7 +102,7 @@ def main() -> None:
         "they have trained": first(records, Trained, anew),
     }.items():
         print(f"{at - crashed:6.2f} s  {what}")
-    print("local steps done over: 0")
+    print(f"local steps of whole phases done over: {sum(trained) - STEPS}")
 
 
 if __name__ == "__main__":
