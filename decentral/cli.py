@@ -1,4 +1,8 @@
-"""The command line: train, simulate, compare; timelines; certificates; profiles of machines."""
+"""The command line: train, simulate, compare; timelines; certificates; profiles of machines.
+
+Each command imports what it needs when it is called: torch takes seconds to import, and whoever asks for help, or for a
+completion, is not to wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +11,23 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
-from decentral.compare import compare
-from decentral.compare.files import equal_of, read_workloads, seeds_of, write_report
 from decentral.completion import complete_rules, complete_setting, complete_task
-from decentral.config import Run, read_run
 from decentral.errors import ConfigError, DecentralError, RunError
-from decentral.folder import RUNS, RunFolder, new_folder
-from decentral.interrupts import whole
-from decentral.journal import Anew, Record, read_journal
-from decentral.outcome import Outcome
-from decentral.report.live import LiveView
-from decentral.report.look import looking
-from decentral.report.status import status_tables, watch
-from decentral.report.summary import summarize, summary_table
-from decentral.report.timeline import write_timeline
-from decentral.sim.simulate import simulate
-from decentral.sim.watch import Watch
-from decentral.watching import TensorBoardWriter, WandbWriter
+
+if TYPE_CHECKING:
+    from decentral.folder import RunFolder
+    from decentral.journal import Record
+    from decentral.outcome import Outcome
 
 
 def _teaching(example: str, *then: str) -> str:
@@ -110,6 +103,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train for real, on Ray: a local one, or the cluster at --address."""
+    from decentral.config import read_run
+    from decentral.journal import Anew, read_journal
+    from decentral.terminal import Shown, run_shown
+
     if resume is not None and (run_file or task or out):
         raise ConfigError("--resume: the folder says which run it is; give neither a run file nor --task nor --out")
     run = read_run(run_file if resume is None else resume / "run.toml", settings or (), task)
@@ -120,7 +117,7 @@ def train(
             "on machines of their own"
         )
 
-    from decentral.workers.resume import find_checkpoint  # Ray takes a second to import
+    from decentral.workers.resume import find_checkpoint  # after the file is read: Ray takes a second to import
 
     journal = None if resume is None else Anew(partial(read_journal, resume / "journal.jsonl"))
     resumed = None if journal is None else find_checkpoint(run, journal)
@@ -135,7 +132,7 @@ def train(
         )
 
     shown = Shown(tensorboard, wandb)
-    _do(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else None)
+    run_shown(run, "train", out or resume, as_json, launch, shown, before=resumed.records if resumed else None)
 
 
 @app.command(
@@ -165,6 +162,12 @@ def simulate_command(
     as_json: Json = False,
 ) -> None:
     """Do the same run in virtual time, on the fleet that the run file describes."""
+    from decentral.config import read_run
+    from decentral.interrupts import whole
+    from decentral.sim.simulate import simulate
+    from decentral.sim.watch import Watch
+    from decentral.terminal import Shown, run_shown
+
     run = read_run(run_file, settings or (), task)
     watch = Watch(checks=verify, spans=timeline is not None)
 
@@ -172,7 +175,7 @@ def simulate_command(
         with whole(see) as see_whole:
             return simulate(run, timing_only=timing_only, on_record=see_whole, watch=watch)
 
-    outcome = _do(run, "simulate", out, as_json, launch, Shown(tensorboard, wandb), virtual=True)
+    outcome = run_shown(run, "simulate", out, as_json, launch, Shown(tensorboard, wandb), virtual=True)
     if timeline is not None:
         _write_timeline(outcome.records, timeline)
 
@@ -189,6 +192,8 @@ def timeline_command(
     out: Annotated[Path | None, typer.Option("--out", help="JSON file; timeline.json in the folder if unset.")] = None,
 ) -> None:
     """Write a run's timeline for ui.perfetto.dev from its journal."""
+    from decentral.journal import read_journal
+
     journal = folder / "journal.jsonl"
     if not journal.is_file():
         raise ConfigError(f"{folder}: there is no journal.jsonl in this folder; name the folder of a run")
@@ -239,6 +244,9 @@ def status_command(
     folder: Watched = None, address: Cluster = "auto", run: RunName = None, as_json: Json = False
 ) -> None:
     """Show how a run is: members, times, who is slow and why."""
+    from decentral.report.look import looking
+    from decentral.report.status import status_tables
+
     with looking(folder, address, run) as look:
         status = look()
     if status is None:
@@ -254,6 +262,9 @@ def status_command(
 )
 def watch_command(folder: Watched = None, address: Cluster = "auto", run: RunName = None) -> None:
     """Show the same, live, until the run is over."""
+    from decentral.report.look import looking
+    from decentral.report.status import status_tables, watch
+
     console = Console()
     with looking(folder, address, run) as look, suppress(KeyboardInterrupt):
         status = watch(look, console)
@@ -308,6 +319,10 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Simulate several rules on the same work: tables, pictures, run folders, and with --json the figures."""
+    from decentral.compare import compare
+    from decentral.compare.files import equal_of, read_workloads, seeds_of, write_report
+    from decentral.folder import RUNS, new_folder
+
     runs = read_workloads(run_files or (), settings or (), task)
     folder = out or new_folder(next(iter(runs.values())), RUNS, "compare")
     console = Console(stderr=as_json)
@@ -367,6 +382,8 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """Say which rule, settings and workers suit these machines: simulates the candidates, times alone."""
+    from rich.progress import Progress
+
     from decentral.plan import Wanted, plan
     from decentral.plan.files import goal_of, read_work
 
@@ -411,7 +428,7 @@ def certs(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the certificates that are there.")] = False,
 ) -> None:
     """Make certificates, so that a run's machines talk over mutual TLS."""
-    from decentral.workers.certs import issue  # the library for certificates is slow to import
+    from decentral.workers.certs import issue
 
     made = issue(folder, workers=workers, days=days, force=force)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -453,7 +470,8 @@ def doctor_command(
     as_json: Json = False,
 ) -> None:
     """Find out what is wrong with these machines before a run; the exit status is 1 if there is a problem."""
-    from decentral.doctor.examine import examine_cluster, examine_here, listen  # torch is slow to import
+    from decentral.config import read_run
+    from decentral.doctor.examine import examine_cluster, examine_here, listen
     from decentral.doctor.shown import findings_table
 
     run = read_run(run_file, settings or (), task)
@@ -496,7 +514,8 @@ def coordinate_command(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the run's journal; none if unset.")] = None,
 ) -> None:
     """Serve the meeting point of training loops that `join` with DECENTRAL_APART=1, until all have left."""
-    from decentral.embedded.apart import serve  # the transport is slow to import
+    from decentral.config import read_run
+    from decentral.embedded.apart import serve
     from decentral.embedded.whereabouts import Wishes
 
     run = read_run(run_file, settings or ())
@@ -532,7 +551,8 @@ def profile_command(
     write: Annotated[Path | None, typer.Option(help="Write the section into this file too.")] = None,
 ) -> None:
     """Measure this machine and its link: prints the [fleet] section of a run file with machines like this one."""
-    from decentral import profile  # the transport is slow to import
+    from decentral import profile
+    from decentral.config import read_run
     from decentral.workers import rpc
     from decentral.workers.cluster import host_here
 
@@ -571,73 +591,9 @@ def profile_command(
     sys.stdout.write(section)
 
 
-class Shown(NamedTuple):
-    """Where else a run's curves are to be seen: in TensorBoard, in a project of Weights & Biases."""
-
-    tensorboard: bool
-    wandb: str | None
-
-    def writers(self, run: Run, folder: Path) -> Iterator[TensorBoardWriter | WandbWriter]:
-        """Yield what writes them, below the run's folder. Raises `ConfigError` for what is not installed."""
-        if self.tensorboard:
-            yield TensorBoardWriter(folder / "tensorboard")
-        if self.wandb is not None:
-            yield WandbWriter(self.wandb, folder=folder, table=run.to_table())
-
-
-def _do(
-    run: Run,
-    use: str,
-    out: Path | None,
-    as_json: bool,
-    launch: Callable[[Callable[[Record], None], RunFolder], Outcome],
-    shown: Shown,
-    *,
-    before: Iterable[Record] | None = None,
-    virtual: bool = False,
-) -> Outcome:
-    """Run with live progress, and leave a run folder and a closing table."""
-    console = Console(stderr=as_json)
-    task = run.make_task()
-    folder = RunFolder(out or new_folder(run, RUNS, use), run, before, prompt=bool(run.checkpoint.url))
-    with ExitStack() as stack:
-        stack.callback(folder.close)
-        writers = list(shown.writers(run, folder.path))
-        for writer in writers:
-            stack.callback(writer.close)
-        live = stack.enter_context(LiveView(run, console, task.headline, virtual=virtual))
-
-        def see(record: Record) -> None:
-            folder.write([record])
-            live.see(record)
-            for writer in writers:
-                writer.see(record)
-
-        for record in before or ():
-            live.see(record)
-        try:
-            outcome = launch(see, folder)
-            summary = summarize(run, task, outcome)
-            folder.finish(outcome, task, summary)
-        except KeyboardInterrupt:
-            live.__exit__(None, None, None)
-            folder.stop("interrupted by Ctrl-C")
-            begun = f"the journal so far: {folder.path / 'journal.jsonl'}" if folder.begun else "the run had not begun"
-            console.print(f"stopped; {begun}")
-            raise typer.Exit(130) from None
-        except DecentralError as error:
-            folder.stop(str(error))
-            raise
-    if as_json:
-        sys.stdout.write(json.dumps(summary) + "\n")
-    else:
-        console.print(summary_table(summary))
-        console.print(f"run folder: {folder.path}")
-        console.print(f"a page on it: decentral report {folder.path}", soft_wrap=True)
-    return outcome
-
-
 def _write_timeline(records: Iterable[Record], path: Path) -> None:
+    from decentral.report.timeline import write_timeline
+
     try:
         write_timeline(records, path)
     except OSError as error:

@@ -31,15 +31,24 @@ for inner in ("sgd", "adamw", "muon"):
     simulate(validated({**fields, "inner": {"name": inner, "lr": 0.1, "clip_norm": 1}}, "test"))
 """
 
+HELPED = """
+from typer.testing import CliRunner
+from decentral.cli import app
+
+for words in ([], ["train"], ["compare"]):
+    assert "Example: decentral" in CliRunner().invoke(app, [*words, "--help"]).output
+"""
+
 
 @pytest.mark.parametrize(
     ("program", "foreign"),
     [
         ("import decentral", {"torch", "ray", "grpc"}),
+        (HELPED, {"torch", "ray", "grpc", "numpy", "pydantic"}),
         # torch's compiler and what it brings along take as long to import as torch does.
         (SIMULATED, {"ray", "grpc", "cryptography", "matplotlib", "torch._dynamo", "sympy", "transformers"}),
     ],
-    ids=["the package", "a simulation by the command"],
+    ids=["the package", "help", "a simulation by the command"],
 )
 def test_a_process_brings_along_only_what_it_needs(program: str, foreign: set[str]) -> None:
     code = f"{program}\nimport sys; print(*sorted({foreign} & set(sys.modules)))"

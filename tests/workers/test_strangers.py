@@ -24,6 +24,7 @@ import decentral
 from decentral import cli
 from decentral.errors import ConfigError, PeerGone, RunError
 from decentral.members import Ballot, Members
+from decentral.report.live import LiveView
 from decentral.wire import FrameError, Header, Packet, Tag, pack_header
 from decentral.workers import rpc
 from decentral.workers.certs import CA, CERTIFICATE, KEY, Authority, Certificates, issue
@@ -285,7 +286,7 @@ def test_keys_do_not_show_what_they_hold(held: Held) -> None:
 def test_a_secret_that_is_too_easy_or_cannot_travel_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv(SECRET_VARIABLE, secret)
     with pytest.raises(ConfigError, match=r"DECENTRAL_SECRET: .* at least 16 printable ASCII") as caught:
-        train(cli.read_run(None))
+        train(decentral.read_run(None))
     assert not secret or secret not in str(caught.value)
 
 
@@ -327,7 +328,7 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
     )
     monkeypatch.setattr("sys.argv", ["decentral", "train", str(tmp_path / "run.toml"), "--out", str(tmp_path / "out")])
     seen: list[str] = []
-    see = cli.LiveView.see
+    see = LiveView.see
 
     def look(view: Any, record: Any) -> None:
         if record.kind == "synced" and not seen:
@@ -344,7 +345,7 @@ def test_the_secret_and_the_key_are_to_be_read_nowhere(
         await client.close()
         return str(refused.value)
 
-    monkeypatch.setattr(cli.LiveView, "see", look)
+    monkeypatch.setattr(LiveView, "see", look)
     ended = 0
     try:
         cli.main()
@@ -372,7 +373,7 @@ def test_a_machine_without_certificates_ends_the_run_in_its_own_words(tmp_path: 
         RUN_FILE.format(certificates=tmp_path / "none", port=0, fault="", gate=tmp_path / "looked")
     )
     with pytest.raises(ConfigError, match=f"real.certificates: {tmp_path}/none/{CA} on .*: cannot be read"):
-        train(cli.read_run(tmp_path / "run.toml"))
+        train(decentral.read_run(tmp_path / "run.toml"))
 
 
 # What could be talked into running code.
