@@ -75,7 +75,8 @@ class Worker:
     def anew(self, table: dict[str, Any], worker: int, need: Assembly, *given: bytes) -> None:
         """Be that worker from now on, of a run whose model has been cut anew.
 
-        It begins with what others have `given` and what the worker has itself. Raises `RunError` if that is not all.
+        It begins with what others have `given` and what the worker has itself. Raises `KeyError` for a part that nobody
+        has, `RunError` if the worker left without its state.
         """
         parts = {} if self._peer is None else self._given(need)
         for each in given:
