@@ -67,7 +67,8 @@ class Real(Section):
     """Bits per second that a worker sends, and that it receives, while it trains, so that streams do not slow its
     steps down; 0: as many as come. While it waits it is not held back, nor ever in what a newcomer needs."""
     shape_links: bool = False
-    """Emulate the fleet's links: bytes really travel at `up_bps`, `down_bps` and `latency_s`, as they do simulated."""
+    """Emulate the fleet's links: bytes really travel at `up_bps`, `down_bps` and `latency_s`, as they do simulated; the
+    coordinator is `latency_s` away, too."""
 
 
 class Sim(Section):

@@ -215,11 +215,11 @@ class CoordinatorClient:
     """A worker's line to the coordinator. Every call ends in an answer or, within a bounded time, in `RunError`.
 
     A coordinator that cannot be reached is called again until the call's time is over, for it may be on its way back;
-    so every call may be made twice.
+    so every call may be made twice. `latency_s` is that of an emulated link: a member's call takes it each way.
     """
 
-    def __init__(self, address: str, worker: int, keys: rpc.Keys) -> None:
-        self._address, self._worker = address, worker
+    def __init__(self, address: str, worker: int, keys: rpc.Keys, latency_s: float = 0.0) -> None:
+        self._address, self._worker, self._latency_s = address, worker, latency_s
         self._metadata = keys.metadata
         self._channel = rpc.dial(address, keys)
         self._incarnation = 0
@@ -265,7 +265,11 @@ class CoordinatorClient:
 
     async def ask(self, method: str, fields: Fields, timeout_s: float) -> Fields:
         """Return the answer to a member's call. Raises `RunError`, and `Abandoned` from the desk for checkpoints."""
-        return await self._call(method, {**fields, "worker": self._worker, "incarnation": self._incarnation}, timeout_s)
+        await asyncio.sleep(self._latency_s)
+        whole = {**fields, "worker": self._worker, "incarnation": self._incarnation}
+        answer = await self._call(method, whole, timeout_s)
+        await asyncio.sleep(self._latency_s)
+        return answer
 
     async def _call(self, method: str, fields: Fields, timeout_s: float) -> Fields:
         loop = asyncio.get_running_loop()

@@ -79,6 +79,7 @@ async def _live_once(
     stage = replica if isinstance(replica, TorchStage) else None
     run.rule.check_layout(replica.layout)
     inbox = Inbox()
+    pace = pace_of(run, worker)
     transport = Transport(
         inbox,
         keys=place.keys,
@@ -86,9 +87,9 @@ async def _live_once(
             run.rule.vectors * (replica.layout.size if stage is None else stage.cut.largest)
         ),
         patience_s=run.patience_s,
-        pace=pace_of(run, worker),
+        pace=pace,
     )
-    client = CoordinatorClient(place.coordinator, worker, place.keys)
+    client = CoordinatorClient(place.coordinator, worker, place.keys, pace.latency_s)
     absence_s = run.real.start_timeout_s
     saved = None if place.saved is None else await in_thread(partial(place.saved, replica))
     try:

@@ -273,6 +273,20 @@ def test_the_last_record_of_a_life_that_is_replaced_comes_before_the_next_one() 
     run(main())
 
 
+def test_an_emulated_link_takes_a_vote_there_and_its_decision_back() -> None:
+    async def main() -> None:
+        async with served(1) as here:
+            far = CoordinatorClient(here.address, 0, KEYS, latency_s=0.2)
+            await far.join(entrant(0), 10)
+            began = asyncio.get_running_loop().time()
+            decision = await far.vote(Ballot(0, "sync", 1, 0, 42), 10)
+            assert decision.outcome == "committed"
+            assert asyncio.get_running_loop().time() - began >= 0.4
+            await far.close()
+
+    run(main())
+
+
 def test_who_comes_late_is_a_guest_of_the_member_with_the_fewest() -> None:
     async def main() -> None:
         async with served(4) as here:
