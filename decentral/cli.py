@@ -376,6 +376,12 @@ def plan_command(
     goal: Annotated[str, typer.Option("--for", help="What is to be least: time or cost.")] = "time",
     hours: Annotated[float | None, typer.Option(help="Take no longer.")] = None,
     dollars: Annotated[float | None, typer.Option(help="Spend no more.")] = None,
+    slack: Annotated[
+        float | None,
+        typer.Option(
+            help="How much worse than the best what is nearer to data parallelism may be: a share. Unset: 0.05."
+        ),
+    ] = None,
     settings: Settings = None,
     task: TaskName = None,
     write: Annotated[Path | None, typer.Option(help="Write the first choice as a run file.")] = None,
@@ -386,8 +392,9 @@ def plan_command(
 
     from decentral.plan import Wanted, plan
     from decentral.plan.files import goal_of, read_work
+    from decentral.plan.wanted import SLACK
 
-    wanted = Wanted(goal_of(goal), hours, dollars)
+    wanted = Wanted(goal_of(goal), hours, dollars, SLACK if slack is None else slack)
     work = read_work(
         run_file,
         settings or (),

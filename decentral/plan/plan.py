@@ -95,6 +95,7 @@ class Plan:
         return {
             "version": VERSION,
             "goal": self.wanted.goal,
+            "slack": self.wanted.slack,
             "limits": {"hours": self.wanted.hours, "dollars": self.wanted.dollars},
             "samples": self.work.samples,
             "parameters": self.work.parameters,

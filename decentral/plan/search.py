@@ -12,7 +12,7 @@ from decentral.plan.candidates import runs_of
 from decentral.plan.churn import forecast_with_churn
 from decentral.plan.crews import crews
 from decentral.plan.forecast import Forecast
-from decentral.plan.wanted import ALIKE, Option, Wanted
+from decentral.plan.wanted import Option, Wanted
 from decentral.plan.work import Work
 from decentral.protocols import DDP, StreamingDiLoCo, SyncRule
 
@@ -98,11 +98,11 @@ class _Found:
 
     def no_gain(self, least: Forecast) -> bool:
         """Say whether the best so far is better than what takes this much."""
-        return self._wanted.value(least) > (1 + ALIKE) * self._best()
+        return self._wanted.value(least) > (1 + self._wanted.slack) * self._best()
 
     def near(self, least: Forecast) -> bool:
         """Say whether the best so far is about as good as this."""
-        return self._best() <= (1 + ALIKE) * self._wanted.value(least)
+        return self._best() <= (1 + self._wanted.slack) * self._wanted.value(least)
 
     def all(self) -> list[Option]:
         """Return all options. Raises the first error if there are none."""

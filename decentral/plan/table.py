@@ -13,7 +13,7 @@ from decentral.fleet.units import HOUR_S
 from decentral.plan.crews import told
 from decentral.plan.forecast import steps_of_a_round
 from decentral.plan.laws import MOST_REPLICAS
-from decentral.plan.wanted import ALIKE, Option
+from decentral.plan.wanted import Option
 from decentral.protocols import DDP, Float32, Layers, StreamingDiLoCo, SyncRule
 from decentral.report.summary import dollars_text, size_text
 
@@ -72,7 +72,7 @@ def _options(plan: Plan) -> Table:
 
 def _notes(plan: Plan, losses: bool) -> Iterator[str]:
     yield "samples: assumed equal for all rules"
-    yield f"first: of what is within {ALIKE:.0%} of the best, the nearest to data parallelism"
+    yield f"first: of what is within {100 * plan.wanted.slack:.3g}% of the best, the nearest to data parallelism"
     yield "below it: the best under each other rule and with other numbers of workers"
     for option in (plan.first, *plan.runners_up):
         if isinstance(option.run.rule, StreamingDiLoCo):

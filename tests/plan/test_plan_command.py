@@ -46,11 +46,11 @@ def test_a_plan_is_a_table_and_a_run_file(decentral: Command) -> None:
 
 
 def test_the_figures_as_json(decentral: Command) -> None:
-    status, out, _ = decentral("fleet.toml", *MODEL, "--json", "--for", "cost")
+    status, out, _ = decentral("fleet.toml", *MODEL, "--json", "--for", "cost", "--slack", "0.1")
     assert status == 0
     told = json.loads(out)
     assert told["version"] == 1
-    assert told["goal"] == "cost"
+    assert (told["goal"], told["slack"]) == ("cost", 0.1)
     first = told["first"]
     # 6 x parameters x tokens, at 40 % of 312e12 FLOP/s, at list price; rounds of one worker are votes alone
     assert first["workers"] == 1
@@ -76,6 +76,7 @@ def test_the_figures_as_json(decentral: Command) -> None:
         (("fleet.toml", "--context", "8"), "--context: the task says it"),
         (("fleet.toml", *MODEL, "--task", "quadratic"), "--params and --task both say what is trained"),
         (("fleet.toml", *MODEL, "--for", "fun"), "--for fun: choose one of time, cost"),
+        (("fleet.toml", *MODEL, "--slack", "-0.01"), "--slack -0.01: give a share, such as 0.05 for 5 %, or 0"),
         (("fleet.toml", *MODEL, "--hours", "0.1"), "plan: nothing keeps --hours 0.1: the quickest way takes"),
         (("timed.toml", "--task", "quadratic", "--tokens", "9"), "--tokens: samples of the task 'quadratic' are no"),
         (("staged.toml", *MODEL), "pipeline.stages: a plan is for whole models"),

@@ -16,7 +16,7 @@ from decentral.plan.crews import crews
 from decentral.plan.laws import loss_above_data_parallel
 from decentral.plan.neighbours import HALVINGS, varied
 from decentral.plan.search import search
-from decentral.plan.wanted import ALIKE
+from decentral.plan.wanted import SLACK
 from decentral.protocols import DDP, DiLoCo, Every, Float32, NoLoCo
 from decentral.sim.simulate import simulate
 
@@ -27,25 +27,26 @@ BOWL = {"name": "quadratic", "dimension": DIMENSION}
 PRICED = [{"count": 2, "dollars_per_hour": 2.0}, {"count": 2, "dollars_per_hour": 2.0, "speed": 0.5}]
 
 
-def break_even_bps() -> float:
+def break_even_bps(slack: float) -> float:
     """Return the bandwidth from which on two workers' data parallelism counts as good as DiLoCo.
 
     Either sends the other half of the vector and, reduced, the other half: c = 32 P bits in all, of which nothing
-    overlaps where the model is one tensor. With steps of 1 s, 1 + c / b = 1.05 (1 + c / (b H)).
+    overlaps where the model is one tensor. With steps of 1 s and slack s, 1 + c / b = (1 + s) (1 + c / (b H)).
     """
-    return 32 * DIMENSION * (1 - (1 + ALIKE) / PERIOD) / ALIKE
+    return 32 * DIMENSION * (1 - (1 + slack) / PERIOD) / slack
 
 
+@pytest.mark.parametrize("slack", [SLACK, 0.01])
 @pytest.mark.parametrize(("factor", "name"), [(0.98, "diloco"), (1.02, "ddp")])
-def test_the_bandwidth_at_which_two_rules_change_places(factor: float, name: str) -> None:
-    bps = factor * break_even_bps()
-    found = plan(work(2, task=BOWL, up_bps=bps, down_bps=bps), Wanted(), rules=TWO)
+def test_the_bandwidth_at_which_two_rules_change_places(factor: float, name: str, slack: float) -> None:
+    bps = factor * break_even_bps(slack)
+    found = plan(work(2, task=BOWL, up_bps=bps, down_bps=bps), Wanted(slack=slack), rules=TWO)
     assert found.first.run.rule.spelling() == name
     assert found.first.run.fleet.size == 2
 
 
 def test_a_plan_says_where_its_answer_turns() -> None:
-    bps = break_even_bps() / 2.5
+    bps = break_even_bps(SLACK) / 2.5
     found = plan(work(2, task=BOWL, up_bps=bps, down_bps=bps), Wanted(), rules=TWO)
     turns = {change.axis: change for change in found.changes if change.turns and change.factor > 1}
     assert turns["bandwidth"].option.run.rule.spelling() == "ddp"
@@ -53,6 +54,14 @@ def test_a_plan_says_where_its_answer_turns() -> None:
     assert "step time" in turns  # steps that are longer leave as much to be gained as lines that are wider
     assert turns["step time"].factor == pytest.approx(turns["bandwidth"].factor)
     assert "latency" not in turns
+
+
+def test_without_slack_the_first_is_the_quickest_of_all() -> None:
+    found = plan(work(2, task=BOWL, up_bps=1e9, down_bps=1e9), Wanted(slack=0.0))
+    every = search(found.work, found.wanted, least_crews=100)
+    assert found.first.forecast.seconds == min(each.forecast.seconds for each in every)
+    assert found.first.run.rule.spelling() != "ddp"
+    assert plan(found.work, Wanted()).first.run.rule.spelling() == "ddp"
 
 
 def test_a_slow_machine_is_left_out() -> None:
