@@ -23,7 +23,7 @@ from decentral.config import Run, validated
 from decentral.journal import Evaluated
 from decentral.peer import Peer
 from decentral.protocols import DiLoCo
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 from decentral.task import Task
 from decentral.workers.launch import train
 
@@ -58,7 +58,7 @@ class Wide(Task):
 class MeasuredDiLoCo(DiLoCo):
     """DiLoCo that journals its worker's memory."""
 
-    period: Period = Every(period=1)
+    period: Schedule = Every(period=1)
 
     async def run(self, peer: Peer) -> None:
         await peer.train(1)

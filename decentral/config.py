@@ -8,20 +8,20 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
 import torch
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from decentral.checkpoint.settings import Checkpoints
 from decentral.errors import ConfigError
 from decentral.fleet import Fleet, StageLosses
-from decentral.inner import INNER, AdamW, Inner
-from decentral.naming import class_named, part_named
+from decentral.inner import AdamW, Inner
+from decentral.naming import class_named
 from decentral.part import Section
 from decentral.pipeline import Cut, Pipeline, TorchStage
-from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, RuleField, SyncRule
+from decentral.protocols import RULES, DiLoCo, Int8, Nesterov, SyncRule
 from decentral.protocols.protection import ParityGroups
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every
@@ -32,8 +32,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-InnerField = Annotated[Inner, BeforeValidator(lambda value: part_named(value, INNER, Inner, "inner optimiser"))]
 
 
 NoticeName = Literal["sigterm", "ray", "aws", "aws-rebalance", "gcp", "azure"]
@@ -118,12 +116,12 @@ class Run(Section):
     """A contribution whose norm is more than so many times the running median is refused for the round; 0: none is."""
     task: dict[str, Any] = Field(default_factory=lambda: {"name": "byte_gpt"})
     """What is trained: `name` (built in, or module:function) and the task's own fields."""
-    rule: RuleField = DiLoCo(period=Every(period=20), outer=Nesterov(lr=1.0, momentum=0.5), codec=Int8())
+    rule: SyncRule = DiLoCo(period=Every(period=20), outer=Nesterov(lr=1.0, momentum=0.5), codec=Int8())
     """The sync rule: `name` (built in, or module:Class) and its hyper-parameters.
 
     The default run is short: with the paper's outer momentum of 0.9 its fifteen rounds would be all overshoot.
     """
-    inner: InnerField = Field(default_factory=_usual_inner)
+    inner: Inner = Field(default_factory=_usual_inner)
     """The inner optimiser: `name` and its hyper-parameters. The default's warm-up is as long as the run if that is
     shorter than 20 steps."""
     fleet: Fleet = Fleet()

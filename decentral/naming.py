@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from decentral.loading import load
 from decentral.part import Part
 
 P = TypeVar("P", bound=Part)
+
+
+class Kind(Part):
+    """A kind of parts, of which a run file chooses one by name.
+
+    A field annotated with the kind, as in `codec: Codec = Int8()`, takes a part of it, a name, or a table of a name and
+    the part's fields.
+    """
+
+    called: ClassVar[str]
+    """What one of them is called in messages."""
+    built_in: ClassVar[dict[str, type[Any]]]
+    """Those that need no module, by the names that run files use."""
+
+    @classmethod
+    def named(cls, value: Any) -> Any:
+        """Return the part of this kind that `value` names; raises as `part_named` does."""
+        return part_named(value, cls.built_in, cls, cls.called)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        return no_info_before_validator_function(cls.named, schema) if "built_in" in vars(cls) else schema
 
 
 def part_named(value: Any, known: Mapping[str, type[P]], base: type[Any], what: str) -> P:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from decentral import read_run, simulate
-from decentral.config import tomllib, validated
+from decentral.config import tomllib, validated, write_run
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the examples are no part of the package
@@ -40,6 +40,13 @@ def test_own_rule_pulls_to_the_average() -> None:
     assert outcome.after["loss"] < 0.6 * outcome.before["loss"]
     first, *others = outcome.params.values()
     assert all(other.equal(first) for other in others)
+
+
+def test_own_rule_takes_a_codec_by_name_and_its_complete_file_is_the_same_run(tmp_path: Path) -> None:
+    run = read_run(Path("examples/own_rule/run.toml"), ["rule.codec=float32"])
+    assert run.rule.to_table()["codec"] == {"name": "float32"}
+    write_run(run, tmp_path / "run.toml")
+    assert read_run(tmp_path / "run.toml") == run
 
 
 def test_own_model_learns_to_add() -> None:

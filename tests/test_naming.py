@@ -8,7 +8,33 @@ import pytest
 from pydantic import ValidationError
 
 from decentral.naming import class_named, part_named
-from decentral.protocols import CODECS, CUTS, OUTERS, RULES, SCHEDULES, TOPOLOGIES, Codec, DiLoCo, Int8, SyncRule
+from decentral.peer import Peer
+from decentral.protocols import (
+    CODECS,
+    CUTS,
+    OUTERS,
+    RULES,
+    SCHEDULES,
+    TOPOLOGIES,
+    Codec,
+    Cut,
+    DiLoCo,
+    Every,
+    Float32,
+    Int8,
+    Layers,
+    Mean,
+    Median,
+    Merge,
+    Nesterov,
+    Outer,
+    RandomGroups,
+    Ring,
+    Schedule,
+    SyncRule,
+    Topology,
+    Whole,
+)
 
 KNOWN = ", ".join(sorted(CODECS))
 
@@ -30,6 +56,36 @@ def test_every_part_is_found_under_its_own_name_and_says_what_it_is(known: dict[
 def test_a_rule_is_rebuilt_from_its_table(rule: type[SyncRule]) -> None:
     made = rule()
     assert part_named(made.to_table(), RULES, SyncRule, "rule") == made
+
+
+class Own(SyncRule):
+    """A rule of somebody's own, whose fields are annotated with what they are."""
+
+    period: Schedule = Every(period=20)
+    codec: Codec = Int8()
+    merge: Merge = Mean()
+    outer: Outer = Nesterov()
+    topology: Topology = RandomGroups()
+    fragments: Cut = Whole()
+
+    async def run(self, peer: Peer) -> None:
+        raise NotImplementedError
+
+
+def test_fields_of_a_rule_of_ones_own_take_parts_by_name() -> None:
+    fields = {"period": 3, "codec": "float32", "merge": "median", "topology": "ring", "fragments": "layers"}
+    given = Own(**fields, outer={"name": "nesterov", "lr": 0.5})
+    assert given.period == Every(period=3)
+    assert given.codec == Float32()
+    assert given.merge == Median()
+    assert given.outer == Nesterov(lr=0.5)
+    assert given.topology == Ring()
+    assert given.fragments == Layers()
+    own, table = f"{__name__}:Own", given.to_table()
+    assert table == {**table, "name": own, "period": {"name": "every", "period": 3}, "codec": {"name": "float32"}}
+    assert part_named(table, RULES, SyncRule, "rule") == given
+    with pytest.raises(ValidationError, match="unknown codec 'int7'; choose one of bf16, "):
+        Own(codec="int7")
 
 
 def test_a_part_is_a_name_a_table_or_itself() -> None:

@@ -11,15 +11,16 @@ import math
 from abc import abstractmethod
 from bisect import insort
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.fleet.events import Event
+from decentral.fleet.traces import TRACES
 from decentral.fleet.units import HOUR_S, PositiveNumber, Seconds
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.replica import seed_of
 
 Sites = Sequence[str | None]
@@ -29,8 +30,18 @@ Rate = Annotated[float, Field(gt=0, le=HOUR_S)]
 """Losses for each hour that a machine is there; more than one a second is a mistake."""
 
 
-class Churn(Part):
+class Churn(Kind):
     """Which workers are there at the start, and an endless or finite stream of "preempt" and "join" events."""
+
+    called = "model of churn"
+    built_in: ClassVar[dict[str, type[Churn]]] = {}
+
+    @classmethod
+    def named(cls, value: Any) -> Any:
+        """Return the model that `value` names; the name of a built-in trace is short for a table with it."""
+        return super().named(
+            {"name": "trace", "source": value} if isinstance(value, str) and value in TRACES else value
+        )
 
     notice_s: Seconds = 0.0
     """Seconds between the notice of a preemption and the end: 120 on AWS, 30 on Google Cloud, 0 without notice."""

@@ -6,9 +6,7 @@ simulated one uses all of it.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.fleet.churn import Churn, Exponential, Preemption, StageLosses
@@ -17,23 +15,13 @@ from decentral.fleet.groups import WorkerGroup
 from decentral.fleet.links import FleetNetwork
 from decentral.fleet.prices import Prices
 from decentral.fleet.replay import Trace
-from decentral.fleet.traces import TRACES
 from decentral.fleet.units import PositiveNumber
-from decentral.naming import nearest, part_named
+from decentral.naming import nearest
 from decentral.part import Section
 
-CHURN: dict[str, type[Churn]] = {cls.name: cls for cls in (Trace, Preemption, Exponential, StageLosses)}
+Churn.built_in.update({cls.name: cls for cls in (Trace, Preemption, Exponential, StageLosses)})
+CHURN = Churn.built_in
 """The built-in models of churn by the name that run files use."""
-
-
-def _churn(value: object) -> Churn:
-    """Return the model that a run file names; the name of a built-in trace is short for a table with it."""
-    if isinstance(value, str) and value in TRACES:
-        value = {"name": "trace", "source": value}
-    return part_named(value, CHURN, Churn, "model of churn")
-
-
-ChurnField = Annotated[Churn, BeforeValidator(_churn)]
 
 
 class Fleet(Section):
@@ -68,7 +56,7 @@ class Fleet(Section):
     local step is done, as papers assume. Real ones, and these if false, wait for all layers and send all at once."""
     events: tuple[Event, ...] = ()
     """Simulated: what befalls the workers."""
-    churn: ChurnField | None = None
+    churn: Churn | None = None
     """Simulated: machines that are taken away and replaced: "trace", "preemption" or "exponential", or a built-in trace
     such as "bamboo:p3"; unset: none."""
     network: FleetNetwork = FleetNetwork()

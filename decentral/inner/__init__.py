@@ -11,7 +11,8 @@ from decentral.inner.fused import SGD, AdamW
 from decentral.inner.multi_momentum import ADOPT, MultiMomentum, QHAdam
 from decentral.inner.muon import Muon, orthogonalised
 
-INNER: dict[str, type[Inner]] = {"sgd": SGD, "adamw": AdamW, "qhadam": QHAdam, "adopt": ADOPT, "muon": Muon}
+Inner.built_in.update({"sgd": SGD, "adamw": AdamW, "qhadam": QHAdam, "adopt": ADOPT, "muon": Muon})
+INNER = Inner.built_in
 """The inner optimisers by the name that run files use."""
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.inner.flat import Optimizer
-from decentral.part import Part
+from decentral.naming import Kind
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Coefficient = Annotated[float, Field(ge=0, lt=1)]
@@ -23,12 +23,15 @@ Matrix = tuple[int, int, int]
 """Where a matrix lies in the flat parameters, row by row: (start, rows, columns)."""
 
 
-class Inner(Part):
+class Inner(Kind):
     """A learning rate schedule, gradient clipping, and the update that a subclass builds.
 
     Weight decay applies to every parameter, vectors and matrices alike, as in DiLoCo's torch code: in a flat buffer
     they lie side by side. Fields are in the units of torch.optim.
     """
+
+    called = "inner optimiser"
+    built_in: ClassVar[dict[str, type[Inner]]] = {}
 
     lr: PositiveFloat
     """Peak learning rate."""

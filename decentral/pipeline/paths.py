@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 from decentral.errors import ConfigError
 from decentral.fleet import Fleet
 from decentral.grid import Grid
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.pipeline.cut import Cut
 from decentral.protocols.codecs import Codec
 from decentral.replica import seed_of
@@ -63,8 +63,11 @@ class Ground(NamedTuple):
     fleet: Fleet
 
 
-class Paths(Part):
+class Paths(Kind):
     """Says which way microbatches go. Everybody draws the same ways, from the run file and its seed alone."""
+
+    called = "kind of paths"
+    built_in: ClassVar[dict[str, type[Paths]]] = {}
 
     crosses: ClassVar[bool] = False
     """Whether a microbatch may go through workers of other replicas: all replicas then do each step together."""

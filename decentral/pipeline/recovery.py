@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from typing import Annotated, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from decentral.errors import PeerGone
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.pipeline.cut import Cut
 
 
@@ -31,8 +30,11 @@ class Follows(NamedTuple):
     blocks: tuple[int, ...]
 
 
-class Recovery(Part):
+class Recovery(Kind):
     """Says what a lost stage begins with. Its inner optimiser begins anew, unless copies of everything are kept."""
+
+    called = "recovery"
+    built_in: ClassVar[dict[str, type[Recovery]]] = {}
 
     mirrors: ClassVar[bool] = False
     """Whether it goes by stages that have learned to do one another's work, on the paths `Swapped`."""
@@ -178,8 +180,6 @@ class FromStart(Recovery):
     name = "from_start"
 
 
-RECOVERIES: dict[str, type[Recovery]] = {
-    kind.name: kind for kind in (CheckFree, CheckFreePlus, Copy, Redundant, FromStart)
-}
+Recovery.built_in.update({kind.name: kind for kind in (CheckFree, CheckFreePlus, Copy, Redundant, FromStart)})
+RECOVERIES = Recovery.built_in
 """The ways to rebuild a stage by the name that run files use."""
-RecoveryField = Annotated[Recovery, BeforeValidator(lambda value: part_named(value, RECOVERIES, Recovery, "recovery"))]

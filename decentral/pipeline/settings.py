@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.grid import Grid
-from decentral.naming import part_named
 from decentral.part import Section
 from decentral.pipeline.cut import META, Cut, Fits, cut_of
 from decentral.pipeline.paths import Paths, Permuted, Straight, Swapped
-from decentral.pipeline.recovery import CheckFree, RecoveryField
+from decentral.pipeline.recovery import CheckFree, Recovery
 from decentral.pipeline.skipping import Skipping
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.replica import buffers_of, initial_model
 from decentral.state import Layout, layout_of
 from decentral.task import Task
 
-PATHS: dict[str, type[Paths]] = {kind.name: kind for kind in (Straight, Swapped, Permuted, Skipping)}
+Paths.built_in.update({kind.name: kind for kind in (Straight, Swapped, Permuted, Skipping)})
+PATHS = Paths.built_in
 """The ways through the stages by the name that run files use."""
-PathsField = Annotated[Paths, BeforeValidator(lambda value: part_named(value, PATHS, Paths, "kind of paths"))]
 
 
 class Pipeline(Section):
@@ -40,11 +39,11 @@ class Pipeline(Section):
     order: Literal["1f1b", "gpipe"] = "1f1b"
     """Whether a stage goes back through a microbatch as soon as it can, so that it remembers no more than there are
     stages, or goes forward through all of them first. The same bits either way."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How activations travel to the next stage, and their gradients back."""
-    recovery: RecoveryField = CheckFree()
+    recovery: Recovery = CheckFree()
     """How a stage is rebuilt whose worker was lost when nobody else holds it."""
-    paths: PathsField | None = None
+    paths: Paths | None = None
     """Which way microbatches go; unset: one stage after the other, or as `recovery` needs it."""
     cuts: tuple[int, ...] | None = None
     """The first block of each stage but the first, counted from 0; unset: where the slowest stage is the fastest, or so

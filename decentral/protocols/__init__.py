@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BeforeValidator
-
-from decentral.naming import part_named
 from decentral.protocols.a2cid2 import A2CiD2
 from decentral.protocols.ad_psgd import ADPSGD
 from decentral.protocols.adaptive_braking import AdaptiveBraking
@@ -84,14 +79,14 @@ from decentral.protocols.sr_sgc import SRSGC
 from decentral.protocols.streaming_diloco import StreamingDiLoCo
 from decentral.protocols.topology import TOPOLOGIES, All, RandomGroups, Topology
 
-RULES: dict[str, type[SyncRule]] = {rule.name: rule for rule in (DDP, LocalSGD, DiLoCo, NoLoCo, Gossip, SingleMerge)}
+RULES = SyncRule.built_in
+RULES.update({rule.name: rule for rule in (DDP, LocalSGD, DiLoCo, NoLoCo, Gossip, SingleMerge)})
 RULES.update({rule.name: rule for rule in (SGP, GASLoC, FactoredGossip, ADPSGD, A2CiD2, DADAO, MoDeST)})
 RULES.update({rule.name: rule for rule in (SlowMo, CO2, PALSGD, AutoLoCo, HierarchicalDiLoCo, SAVIC, DESLOC, MTDAO)})
 RULES.update({rule.name: rule for rule in (FedHyper, FedSpeed, PBT)})
 RULES.update({rule.name: rule for rule in (StreamingDiLoCo, EagerDiLoCo, SparseLoCo, DecoupledDiLoCo, SPARTA)})
 RULES.update({rule.name: rule for rule in (AsyncLocalSGD, FedBuff, FedCompass, DynamicBackupWorkers)})
 RULES.update({rule.name: rule for rule in (GradientCoding, SRSGC, MSGC, EF21SGDM, DeMo, Psyche, JustOneByte, FedKSeed)})
-RuleField = Annotated[SyncRule, BeforeValidator(lambda value: part_named(value, RULES, SyncRule, "rule"))]
 
 __all__ = [
     "ADPSGD",
@@ -178,7 +173,6 @@ __all__ = [
     "Psyche",
     "RandomGroups",
     "Ring",
-    "RuleField",
     "Schedule",
     "Sign",
     "SignMagnitude",

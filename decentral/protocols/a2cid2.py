@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.edge_rates import EdgeRates, clocks
 from decentral.protocols.graphs import Ring
@@ -18,8 +18,8 @@ from decentral.protocols.merge import pull
 from decentral.protocols.poisson import Meeting, Meetings, flow
 from decentral.protocols.rounds import agreed_mean
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import TopologyField, both_ways, require_two
+from decentral.protocols.schedule import Every, Schedule
+from decentral.protocols.topology import Topology, both_ways, require_two
 from decentral.wire import Tag, signal
 
 
@@ -38,9 +38,9 @@ class A2CiD2(SyncRule):
     """
 
     name = "a2cid2"
-    period: Period = Every(period=1)
+    period: Schedule = Every(period=1)
     """Local steps in a phase (H)."""
-    topology: TopologyField = Ring()
+    topology: Topology = Ring()
     """The graph; the same in every round."""
     rate: float = Field(default=1.0, gt=0)
     """Meetings of the average worker in a local phase of the average worker."""
@@ -48,7 +48,7 @@ class A2CiD2(SyncRule):
     """How these are spread over the edges."""
     eta: float | None = Field(default=None, ge=0)
     """Speed of the continuous part in a local phase; as above if unset, 0: none."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How parameters travel."""
 
     def check(self, workers: int) -> None:

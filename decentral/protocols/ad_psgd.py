@@ -8,11 +8,11 @@ from torch import Tensor
 
 from decentral.errors import PeerGone
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.merge import pull
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 from decentral.protocols.topology import both_ways, require_two
 from decentral.wire import FrameError, Tag, signal, signal_text
 
@@ -32,9 +32,9 @@ class ADPSGD(SyncRule):
     """
 
     name = "ad_psgd"
-    period: Period = Every(period=1)
+    period: Schedule = Every(period=1)
     """Local steps between averages of an active worker (H)."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How parameters travel."""
 
     def check(self, workers: int) -> None:

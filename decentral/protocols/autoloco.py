@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Int8
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.codecs import Codec, Int8
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import EqualPeriod, Growing
 
@@ -27,9 +27,9 @@ class AutoLoCo(AllReduceRule):
     """Local steps between rounds (H)."""
     reference: int = Field(default=100, ge=1)
     """Phase length for which `outer` is given (H_ref), in local steps."""
-    outer: OuterField = Nesterov()
+    outer: Outer = Nesterov()
     """Outer optimiser at H_ref; its momentum starts at zero."""
-    codec: CodecField = Int8()
+    codec: Codec = Int8()
     """How updates travel."""
 
     def check(self, workers: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from decentral.peer import Peer
 from decentral.protocols.merge import length
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 Flight = asyncio.Task[list[Tensor] | None]
 """A round that settles in the background."""
@@ -32,7 +32,7 @@ class CO2(AllReduceRule):
     name = "co2"
     newcomers = "none"
     rests = False
-    period: Period = Every(period=48)
+    period: Schedule = Every(period=48)
     """Local steps between rounds (tau)."""
     alpha: float = Field(default=1.0, gt=0)
     """Outer learning rate."""

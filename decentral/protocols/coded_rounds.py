@@ -12,7 +12,7 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.gradient_codes import Job, code_matrix
 from decentral.protocols.hosting import Push
-from decentral.protocols.outer import OuterField, OuterSGD
+from decentral.protocols.outer import Outer, OuterSGD
 from decentral.protocols.server import Server
 from decentral.protocols.server_rule import ServerRule
 from decentral.replica import BatchId
@@ -30,7 +30,7 @@ class CodedRounds(ServerRule):
     needs_task = "it asks for gradients of other workers' batches"
     stragglers: int = Field(default=1, ge=0)
     """Workers that nobody waits for (s); each worker computes s + 1 gradients."""
-    outer: OuterField = OuterSGD(lr=0.1)
+    outer: Outer = OuterSGD(lr=0.1)
     """What the server makes of a mean gradient."""
 
     @property

@@ -12,14 +12,14 @@ from torch import Tensor
 from decentral.errors import ConfigError
 from decentral.members import Members
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.edge_rates import Clocks, EdgeRates, clocks
 from decentral.protocols.graphs import Ring
 from decentral.protocols.merge import pull
 from decentral.protocols.poisson import Meeting, Meetings, arrivals
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.topology import TopologyField, both_ways, require_two
+from decentral.protocols.topology import Topology, both_ways, require_two
 
 STATE = ("x", "x_slow", "y", "y_slow", "z", "z_slow")
 
@@ -50,13 +50,13 @@ class DADAO(SyncRule):
     """Largest curvature of any worker's loss (L). The defaults are those of the task 'quadratic'."""
     convexity: float = Field(default=0.1, gt=0)
     """Smallest curvature of any worker's loss (mu)."""
-    topology: TopologyField = Ring()
+    topology: Topology = Ring()
     """The graph; the same in every round."""
     rate: float | None = Field(default=None, gt=0)
     """Meetings of all workers together in the time of one gradient a worker (lambda); the least possible if unset."""
     edge_rates: EdgeRates = "uniform"
     """How these are spread over the edges."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How y + z travels."""
 
     def check(self, workers: int) -> None:

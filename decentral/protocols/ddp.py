@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decentral.peer import Peer
-from decentral.protocols.fragments import Buckets, CutField, Whole, require_partition
+from decentral.protocols.fragments import Buckets, Cut, Whole, require_partition
 from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import Every
@@ -22,7 +22,7 @@ class DDP(AllReduceRule):
     name = "ddp"
     needs_task = "it asks for gradients, and applies them itself"
     common_steps = True
-    buckets: CutField = Buckets()
+    buckets: Cut = Buckets()
     """Pieces in which gradients are reduced while the rest of the backward pass still runs."""
 
     @property

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
-from decentral.protocols.fragments import Balanced, CutField, require_partition
+from decentral.protocols.codecs import Codec, Float32
+from decentral.protocols.fragments import Balanced, Cut, require_partition
 from decentral.protocols.learner import Learner
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
 from decentral.state import Layout
@@ -38,7 +38,7 @@ class DecoupledDiLoCo(SyncRule):
     unaccountable = "a round goes on without learners that are late, which lose these steps"
     period: FixedPeriod = 24
     """Local steps of the syncer's worker between two launches of a fragment (H)."""
-    fragments: CutField = Balanced()
+    fragments: Cut = Balanced()
     """How the model is cut (P fragments)."""
     overlap: int = Field(default=2, ge=1)
     """Local steps between two looks at what came (tau); they hide the transfer."""
@@ -48,9 +48,9 @@ class DecoupledDiLoCo(SyncRule):
     """Share of the learners' remaining slack, tau steps less quorum and transfer, that is waited besides (gamma)."""
     radial: bool = True
     """Merge layers by RDA; otherwise by the weighted mean."""
-    outer: OuterField = Nesterov()
+    outer: Outer = Nesterov()
     """Outer optimiser; each fragment has its own momentum."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How outer gradients travel; global fragments travel in float32."""
 
     def check(self, workers: int) -> None:

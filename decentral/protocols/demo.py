@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import DCT, Codec, CodecField, Float32, Wrapper
+from decentral.protocols.codecs import DCT, Codec, Float32, Wrapper
 from decentral.protocols.codecs.bits import pack_bits, packed_bytes, unpack_bits
 from decentral.protocols.codecs.sparse import Sparse
 from decentral.protocols.collectives import AllReduce
@@ -46,7 +46,7 @@ class DeMo(AllReduceRule):
     common_steps = True
     decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the accumulated gradients (beta)."""
-    codec: CodecField = DCT()
+    codec: Codec = DCT()
     """What travels of them."""
     all_reduce: AllReduce = "gather"
 
@@ -93,7 +93,7 @@ class Psyche(DeMo):
     newcomers = "none"
     rests = False
     decay: float = Field(default=0.995, ge=0, lt=1)
-    codec: CodecField = DCT(k=4, values=Sign())
+    codec: Codec = DCT(k=4, values=Sign())
 
     async def run(self, peer: Peer) -> None:
         momentum, gradient = peer.slot("momentum"), peer.slot("gradient")

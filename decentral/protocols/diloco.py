@@ -5,10 +5,10 @@ from __future__ import annotations
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.collectives import FOLDING
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class DiLoCo(AllReduceRule):
@@ -22,9 +22,9 @@ class DiLoCo(AllReduceRule):
     """
 
     name = "diloco"
-    period: Period = Every(period=500)
+    period: Schedule = Every(period=500)
     """Local steps between rounds (H)."""
-    outer: OuterField = Nesterov()
+    outer: Outer = Nesterov()
     """Outer optimiser; its momentum starts at zero."""
     weighted: bool = False
     """Weigh a worker's outer gradient by the samples it has trained on since the last round that was not skipped (w_i).

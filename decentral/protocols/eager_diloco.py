@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class EagerDiLoCo(AllReduceRule):
@@ -24,9 +24,9 @@ class EagerDiLoCo(AllReduceRule):
     name = "eager_diloco"
     newcomers = "none"
     rests = False
-    period: Period = Every(period=30)
+    period: Schedule = Every(period=30)
     """Local steps between rounds (H), which hide the transfer."""
-    outer: OuterField = Nesterov(lr=0.4)
+    outer: Outer = Nesterov(lr=0.4)
     """Outer optimiser; its momentum starts at zero, and differs from worker to worker."""
 
     def check(self, workers: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import EF21, CodecField, TopK
+from decentral.protocols.codecs import EF21, Codec, TopK
 from decentral.protocols.collectives import AllReduce
 from decentral.protocols.rounds import AllReduceRule
 
@@ -26,7 +26,7 @@ class EF21SGDM(AllReduceRule):
     newcomers = "none"
     eta: float = Field(default=0.1, gt=0, le=1)
     """Share of the newest gradient in the running mean."""
-    codec: CodecField = EF21(codec=TopK())
+    codec: Codec = EF21(codec=TopK())
     """How running means travel."""
     all_reduce: AllReduce = "gather"
 

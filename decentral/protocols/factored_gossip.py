@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import conclude, exchange, offer, require_dense
 from decentral.protocols.merge import pull
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import RandomGroups, TopologyField, require_two
+from decentral.protocols.schedule import Every, Schedule
+from decentral.protocols.topology import RandomGroups, Topology, require_two
 from decentral.wire import Tag
 
 
@@ -26,15 +26,15 @@ class FactoredGossip(SyncRule):
 
     name = "factored_gossip"
     rests = True
-    period: Period = Every(period=100)
+    period: Schedule = Every(period=100)
     """Local steps between rounds (H)."""
-    parameters: TopologyField = RandomGroups()
+    parameters: Topology = RandomGroups()
     """With whom anchors are mixed (W1)."""
-    gradients: TopologyField = RandomGroups()
+    gradients: Topology = RandomGroups()
     """With whom outer gradients are mixed (W2)."""
-    outer: OuterField = Nesterov()
+    outer: Outer = Nesterov()
     """Outer optimiser."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How anchors and outer gradients travel."""
 
     def check(self, workers: int) -> None:

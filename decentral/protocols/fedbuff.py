@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.protocols.async_local_sgd import AsyncRule
-from decentral.protocols.outer import OuterField, OuterSGD
+from decentral.protocols.outer import Outer, OuterSGD
 from decentral.protocols.server import Server
 
 
@@ -25,7 +25,7 @@ class FedBuff(AsyncRule):
     """Pushes that make an update (K)."""
     discount: float = Field(default=0.5, ge=0)
     """How fast a stale push loses weight (a)."""
-    outer: OuterField = OuterSGD()
+    outer: Outer = OuterSGD()
     """Outer optimiser."""
     dylu: bool = False
 

@@ -12,7 +12,7 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.merge import cosine, length
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 MOST_GROWTH = 1.1
 """A worker's own factor grows by so much a step at most."""
@@ -39,7 +39,7 @@ class FedHyper(AllReduceRule):
     name = "fedhyper"
     other_memory = "a factor of the learning rate"
     newcomers = "none"
-    period: Period = Every(period=50)
+    period: Schedule = Every(period=50)
     """Local steps between rounds (H)."""
     adapts: Literal["outer", "inner", "own"] = "outer"
     """Whose learning rate: that of the outer step, of all local steps alike, or of each worker's local steps."""

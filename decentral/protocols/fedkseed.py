@@ -9,7 +9,7 @@ from decentral.errors import ConfigError
 from decentral.inner import SGD
 from decentral.peer import Peer
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 from decentral.protocols.zeroth_order import direction, slope
 from decentral.replica import seed_of
 
@@ -32,7 +32,7 @@ class FedKSeed(AllReduceRule):
     needs_task = "it asks for losses"
     newcomers = "none"
     rests = False
-    period: Period = Every(period=200)
+    period: Schedule = Every(period=200)
     """Local steps between rounds (H)."""
     seeds: int = Field(default=4096, ge=1)
     """Directions (K)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from decentral.peer import Peer
 from decentral.protocols.merge import length
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class FedSpeed(AllReduceRule):
@@ -29,7 +29,7 @@ class FedSpeed(AllReduceRule):
     name = "fedspeed"
     needs_task = "it asks for gradients, and applies them itself"
     newcomers = "none"
-    period: Period = Every(period=50)
+    period: Schedule = Every(period=50)
     """Local steps between rounds (H)."""
     strength: float = Field(default=0.1, ge=0)
     """Pull towards the anchor (lambda), a curvature: the gradient that it adds for each unit of distance."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.state import Layout
 
 
@@ -62,8 +61,11 @@ class Fragment:
             place += stop - start
 
 
-class Cut(Part):
+class Cut(Kind):
     """How the flat vector is cut into fragments."""
+
+    called = "cut into fragments"
+    built_in: ClassVar[dict[str, type[Cut]]] = {}
 
     @abstractmethod
     def split(self, layout: Layout) -> list[Fragment]:
@@ -153,5 +155,5 @@ def require_partition(fragments: Sequence[Fragment], layout: Layout) -> None:
         raise ConfigError(f"fragments cover {place} of {layout.size} parameters; they must cover all")
 
 
-CUTS: dict[str, type[Cut]] = {cut.name: cut for cut in (Whole, Layers, Buckets, Balanced)}
-CutField = Annotated[Cut, BeforeValidator(lambda value: part_named(value, CUTS, Cut, "cut into fragments"))]
+Cut.built_in.update({cut.name: cut for cut in (Whole, Layers, Buckets, Balanced)})
+CUTS = Cut.built_in

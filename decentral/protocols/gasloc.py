@@ -6,13 +6,13 @@ from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import require_dense
 from decentral.protocols.gossip import mix
 from decentral.protocols.noloco import stability_bound
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import RandomGroups, TopologyField, require_two
+from decentral.protocols.schedule import Every, Schedule
+from decentral.protocols.topology import RandomGroups, Topology, require_two
 
 
 class GASLoC(SyncRule):
@@ -29,7 +29,7 @@ class GASLoC(SyncRule):
 
     name = "gasloc"
     rests = True
-    period: Period = Every(period=50)
+    period: Schedule = Every(period=50)
     """Local steps between rounds (H)."""
     lr: float = Field(default=0.7, gt=0)
     """Share of the drift that is taken (eta)."""
@@ -37,9 +37,9 @@ class GASLoC(SyncRule):
     """Share of the way to the mean over the links (alpha)."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Outer momentum (gamma)."""
-    topology: TopologyField = RandomGroups()
+    topology: Topology = RandomGroups()
     """Who talks to whom in a round."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How parameters travel."""
 
     def check(self, workers: int) -> None:

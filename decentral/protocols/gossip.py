@@ -13,12 +13,12 @@ from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec, CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import exchange, require_dense
 from decentral.protocols.exchanges import Exchanges
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import Links, RandomGroups, TopologyField, require_two
+from decentral.protocols.schedule import Every, Schedule
+from decentral.protocols.topology import Links, RandomGroups, Topology, require_two
 
 DISTANCES_KEPT = 16
 """Distances heard in the past that say how far from us others usually are."""
@@ -47,11 +47,11 @@ class Gossip(SyncRule):
     name = "gossip"
     newcomers = "at once"
     rests = True
-    period: Period = Every(period=50)
+    period: Schedule = Every(period=50)
     """Local steps between exchanges (H)."""
-    topology: TopologyField = RandomGroups()
+    topology: Topology = RandomGroups()
     """Who talks to whom in a round."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How parameters travel."""
     clip: Clip = None
     """Longest difference from one other worker that counts (tau), in the norm of the parameters; unset: any.

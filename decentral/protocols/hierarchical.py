@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.codecs import Float32
-from decentral.protocols.outer import Nesterov, OuterField, OuterSGD
+from decentral.protocols.outer import Nesterov, Outer, OuterSGD
 from decentral.protocols.rounds import AllReduceRule, Round
 from decentral.protocols.schedule import EqualPeriod, Every
 
@@ -35,9 +35,9 @@ class HierarchicalDiLoCo(AllReduceRule):
     """Rounds inside a region for each round of all (R); the last step is always followed by both."""
     regions: tuple[PositiveInt, ...] | None = None
     """Workers in each region, in the order of their numbers; unset: two halves."""
-    region_outer: OuterField = OuterSGD()
+    region_outer: Outer = OuterSGD()
     """Outer optimiser inside a region; its momentum starts at zero and is never exchanged between regions."""
-    outer: OuterField = Nesterov()
+    outer: Outer = Nesterov()
     """Outer optimiser over all workers; its momentum starts at zero."""
 
     def check(self, workers: int) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from decentral.errors import ConfigError, PeerGone
 from decentral.members import Ballot
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec, CodecField, OneByte, Wrapper
+from decentral.protocols.codecs import Codec, OneByte, Wrapper
 from decentral.protocols.collectives import Attempt, Contribution, all_gather
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.zeroth_order import direction, slope
@@ -36,7 +36,7 @@ class JustOneByte(SyncRule):
     """Slopes that a worker measures in a step."""
     epsilon: float = Field(default=1e-3, gt=0)
     """How far to both sides the loss is looked at (eps)."""
-    codec: CodecField = OneByte()
+    codec: Codec = OneByte()
     """How slopes travel."""
 
     def check(self, workers: int) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field
 from decentral.peer import Peer
 from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class LocalSGD(AllReduceRule):
@@ -23,7 +23,7 @@ class LocalSGD(AllReduceRule):
     """
 
     name = "local_sgd"
-    period: Period = Every(period=100)
+    period: Schedule = Every(period=100)
     """Local steps between averages (H)."""
     switch_step: int = Field(default=0, ge=0)
     """Local step from which phases are H steps long; there is an average after every step before."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind
 
 CANCELLED = 1e-6
 """A mean of unit vectors that is shorter than this is rounding and has no direction."""
@@ -88,8 +86,11 @@ def radial_mean(contributions: Sequence[Tensor], weights: Sequence[int]) -> Tens
     return direction.mul_(radius / length)
 
 
-class Merge(Part):
+class Merge(Kind):
     """Makes one vector of what the workers of a round contributed."""
+
+    called = "merge"
+    built_in: ClassVar[dict[str, type[Merge]]] = {}
 
     robust: ClassVar[bool] = True
     """Trusts nobody's arithmetic and nobody's weight: every member hears everybody and merges by itself."""
@@ -119,5 +120,5 @@ class Mean(Merge):
         return mean(contributions)
 
 
-MERGES: dict[str, type[Merge]] = {Mean.name: Mean}
-MergeField = Annotated[Merge, BeforeValidator(lambda value: part_named(value, MERGES, Merge, "merge"))]
+Merge.built_in[Mean.name] = Mean
+MERGES = Merge.built_in

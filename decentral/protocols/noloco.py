@@ -6,13 +6,13 @@ from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import conclude, offer, require_dense
 from decentral.protocols.exchanges import Exchanges
 from decentral.protocols.merge import mean
 from decentral.protocols.outer import consensus_momentum
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 from decentral.protocols.topology import RandomGroups, require_two
 from decentral.wire import Tag
 
@@ -36,7 +36,7 @@ class NoLoCo(SyncRule):
     name = "noloco"
     newcomers = "at once"
     rests = True
-    period: Period = Every(period=50)
+    period: Schedule = Every(period=50)
     """Local steps between rounds (m)."""
     alpha: float = Field(default=0.5, ge=0, lt=1)
     """Outer momentum."""
@@ -46,7 +46,7 @@ class NoLoCo(SyncRule):
     """Pull to the group's mean; beta if unset."""
     group: int = Field(default=2, ge=2)
     """Workers in a group (n)."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How weights travel."""
 
     def check(self, workers: int) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from decentral.errors import ConfigError
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind
 
 
-class Outer(Part):
+class Outer(Kind):
     """An outer optimiser: one step on the anchor from a mean outer gradient (anchor minus parameters)."""
+
+    called = "outer optimiser"
+    built_in: ClassVar[dict[str, type[Outer]]] = {}
 
     lr: float = Field(gt=0)
     """Outer learning rate (eta)."""
@@ -81,8 +83,8 @@ class Nesterov(Outer):
         anchor.sub_(gradient, alpha=self.lr).sub_(momentum, alpha=self.lr * self.momentum)
 
 
-OUTERS: dict[str, type[Outer]] = {outer.name: outer for outer in (OuterSGD, Nesterov)}
-OuterField = Annotated[Outer, BeforeValidator(lambda value: part_named(value, OUTERS, Outer, "outer optimiser"))]
+Outer.built_in.update({outer.name: outer for outer in (OuterSGD, Nesterov)})
+OUTERS = Outer.built_in
 
 
 def consensus_momentum(

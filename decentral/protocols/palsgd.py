@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor
 
 from decentral.peer import Peer
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class PALSGD(AllReduceRule):
@@ -24,9 +24,9 @@ class PALSGD(AllReduceRule):
     """
 
     name = "palsgd"
-    period: Period = Every(period=500)
+    period: Schedule = Every(period=500)
     """Gradient steps between rounds (H)."""
-    outer: OuterField = Nesterov()
+    outer: Outer = Nesterov()
     """Outer optimiser; its momentum starts at zero."""
     probability: float = Field(default=0.1, ge=0, lt=1)
     """Chance that a step is a pull (p)."""

@@ -11,7 +11,7 @@ from decentral.peer import Peer
 from decentral.protocols.codecs import Float32
 from decentral.protocols.collectives import chunk_bounds
 from decentral.protocols.copying import give, take
-from decentral.protocols.outer import Outer, OuterField, OuterSGD
+from decentral.protocols.outer import Outer, OuterSGD
 from decentral.protocols.population import best, clipped, donors, drawn, explored
 from decentral.protocols.rounds import AllReduceRule, Round, agreed_mean
 from decentral.protocols.schedule import EqualPeriod, Every, FixedPeriod
@@ -60,7 +60,7 @@ class PBT(AllReduceRule):
     """Bounds of the inner learning rate at its peak; unset: it stays the inner optimiser's own."""
     outer_lr: Range | None = None
     """Bounds of the outer learning rate; unset: it stays the outer optimiser's own."""
-    outer: OuterField = OuterSGD()
+    outer: Outer = OuterSGD()
     """Outer optimiser inside a group; its momentum starts at zero."""
 
     @model_validator(mode="after")

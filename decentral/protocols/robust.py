@@ -24,7 +24,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from decentral.errors import ConfigError
-from decentral.protocols.merge import MERGES, Merge, MergeField, mean
+from decentral.protocols.merge import MERGES, Merge, mean
 
 SLICE = 1 << 16
 """Elements of all contributions looked at together: little memory besides the contributions themselves."""
@@ -188,7 +188,7 @@ class NearestNeighborMixing(Merge):
     whole = True
     liars: int = Field(default=1, ge=0)
     """Contributions that may be anything (f); fewer than half."""
-    then: MergeField = Median()
+    then: Merge = Median()
     """What merges the mixed contributions."""
 
     @model_validator(mode="after")

@@ -17,10 +17,10 @@ from torch import Tensor
 from decentral.errors import ConfigError, PeerGone
 from decentral.members import Ballot, Members
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec, CodecField, Coder, ErrorFeedback, Float32, Wrapper
+from decentral.protocols.codecs import Codec, Coder, ErrorFeedback, Float32, Wrapper
 from decentral.protocols.collectives import ALL_REDUCE, FOLDING, AllReduce, Attempt, Contribution
 from decentral.protocols.fragments import Fragment
-from decentral.protocols.merge import Mean, Merge, MergeField, weighted_mean
+from decentral.protocols.merge import Mean, Merge, weighted_mean
 from decentral.protocols.rule import Newcomers, SyncRule
 from decentral.protocols.unsent import coder_of
 from decentral.replica import digest, seed_of
@@ -39,11 +39,11 @@ class AllReduceRule(SyncRule):
 
     newcomers: ClassVar[Newcomers] = "follow"
     rests: ClassVar[bool] = True
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How updates travel."""
     all_reduce: AllReduce = "butterfly"
     """Who talks to whom: "butterfly" and "ring" send each update twice in all, "gather" sends it to everybody."""
-    merge: MergeField = Mean()
+    merge: Merge = Mean()
     """How the workers' updates become one."""
 
     @property

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from decentral.errors import ConfigError
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.peer import Peer
 from decentral.protocols.schedule import EQUAL, MatchedRandom, Planned, Schedule
 from decentral.state import Layout
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 Newcomers = Literal["none", "at once", "follow"]
 
 
-class SyncRule(Part):
+class SyncRule(Kind):
     """How workers train together. Its fields are its hyper-parameters; what it remembers lives in the peer's slots.
 
     Subclass it, write `run` against `Peer`, and name it in the run file as `module:Class`. The same object drives every
     worker, in both worlds.
     """
+
+    called = "rule"
+    built_in: ClassVar[dict[str, type[SyncRule]]] = {}
 
     newcomers: ClassVar[Newcomers] = "none"
     """Whether a worker may come into a run that has begun, with another's state: "follow" in rules that vote on their

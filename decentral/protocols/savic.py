@@ -7,7 +7,7 @@ from pydantic import Field
 
 from decentral.peer import Peer
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class SAVIC(AllReduceRule):
@@ -27,7 +27,7 @@ class SAVIC(AllReduceRule):
     other_memory = "whether they know a scale yet"
     needs_task = "it asks for gradients, and applies them itself"
     newcomers = "none"
-    period: Period = Every(period=20)
+    period: Schedule = Every(period=20)
     """Local steps between rounds (H)."""
     beta: float = Field(default=0.99, ge=0, lt=1)
     """Memory of the scaling, in rounds."""

@@ -13,8 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from decentral.inner import Inner
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind, part_named
 from decentral.peer import Peer
 from decentral.replica import seed_of
 
@@ -26,8 +25,20 @@ ROUNDING = 1e-9
 """Steps by which sums of floating-point seconds may fall short of a whole one."""
 
 
-class Schedule(Part):
+class Schedule(Kind):
     """Says, right after a round, how many local steps come before the next one."""
+
+    called = "schedule"
+    built_in: ClassVar[dict[str, type[Schedule]]] = {}
+
+    @classmethod
+    def named(cls, value: Any) -> Any:
+        """Return the schedule that `value` names; a whole number H is short for a round every H local steps."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError(f"must be at least 1 local step, not {value}")
+            return Every(period=value)
+        return super().named(value)
 
     equal: ClassVar[bool] = True
     """Whether the phases of all workers are equally long in local steps."""
@@ -182,22 +193,8 @@ class DyLU(Schedule):
 
 
 PLANNED: dict[str, type[Planned]] = {schedule.name: schedule for schedule in (QSR, Growing)}
-SCHEDULES: dict[str, type[Schedule]] = {
-    **{schedule.name: schedule for schedule in (Every, MatchedRandom, Timed, DyLU)},
-    **PLANNED,
-}
-
-
-def _schedule(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"must be at least 1 local step, not {value}")
-        return Every(period=value)
-    return part_named(value, SCHEDULES, Schedule, "schedule")
-
-
-Period = Annotated[Schedule, BeforeValidator(_schedule)]
-"""A field type for rules: a whole number H (a round every H local steps) or a schedule by name."""
+Schedule.built_in.update({schedule.name: schedule for schedule in (Every, MatchedRandom, Timed, DyLU)}, **PLANNED)
+SCHEDULES = Schedule.built_in
 
 
 def _require_equal(schedule: Schedule) -> Schedule:
@@ -211,8 +208,8 @@ def _require_equal(schedule: Schedule) -> Schedule:
 
 
 EQUAL = AfterValidator(_require_equal)
-EqualPeriod = Annotated[Period, EQUAL]
-"""A field type for rules whose workers must do equally many local steps: a `Period` that sees to it."""
+EqualPeriod = Annotated[Schedule, EQUAL]
+"""A field type for rules whose workers must do equally many local steps: a `Schedule` that sees to it."""
 
 
 def _steps(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import Codec, CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.hosting import GLOBALS, deliver, hear, host_of, knock, pull_channel, push_channel, stay_of
 from decentral.protocols.rule import SyncRule
 from decentral.protocols.schedule import FixedPeriod
@@ -36,7 +36,7 @@ class ServerRule(SyncRule):
     back leaves the server where it is. One that comes when the server has ended does its last steps alone.
     """
 
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How pushes travel."""
 
     @property

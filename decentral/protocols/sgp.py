@@ -9,12 +9,12 @@ from torch import Tensor
 
 from decentral.errors import PeerGone
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import require_dense
 from decentral.protocols.graphs import Exponential
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
-from decentral.protocols.topology import Links, TopologyField, require_two
+from decentral.protocols.schedule import Every, Schedule
+from decentral.protocols.topology import Links, Topology, require_two
 from decentral.wire import FrameError, Packet, Tag
 
 UNIT = 1 << 40
@@ -39,11 +39,11 @@ class SGP(SyncRule):
     rests = True
     other_memory = "the mass that goes with their numerators"
     unaccountable = "nobody confirms that it has taken up what it was given"
-    period: Period = Every(period=1)
+    period: Schedule = Every(period=1)
     """Local steps between rounds (H)."""
-    topology: TopologyField = Exponential(one_peer=True)
+    topology: Topology = Exponential(one_peer=True)
     """Who sends to whom in a round."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How numerators travel; masses are exact."""
 
     def check(self, workers: int) -> None:

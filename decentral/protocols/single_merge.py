@@ -9,7 +9,7 @@ from torch import Tensor
 from decentral.errors import ConfigError
 from decentral.inner import Fraction
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import AllReduce, require_dense
 from decentral.protocols.gossip import mix
 from decentral.protocols.rounds import agreed_mean
@@ -41,7 +41,7 @@ class SingleMerge(SyncRule):
     """Rounds between two looks at what a merge would give, which nobody adopts; 0: none. Each costs an all-reduce."""
     norm_batches: int = Field(default=32, ge=1)
     """Batches on which a worker estimates the statistics of batch normalisation, if the model has any."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How parameters travel in gossip; the merge itself is in float32."""
     all_reduce: AllReduce = "butterfly"
     """Who talks to whom in the merge; see `AllReduceRule`."""

@@ -7,7 +7,7 @@ from pydantic import Field
 from decentral.peer import Peer
 from decentral.protocols.reductions import Reductions
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class SlowMo(AllReduceRule):
@@ -22,7 +22,7 @@ class SlowMo(AllReduceRule):
     """
 
     name = "slowmo"
-    period: Period = Every(period=48)
+    period: Schedule = Every(period=48)
     """Local steps between averages (tau)."""
     alpha: float = Field(default=1.0, gt=0)
     """Slow learning rate."""

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from decentral.protocols.codecs import CodecField, ErrorFeedback, TopK
+from decentral.protocols.codecs import Codec, ErrorFeedback, TopK
 from decentral.protocols.collectives import AllReduce
 from decentral.protocols.diloco import DiLoCo
-from decentral.protocols.merge import MERGES, Merge, MergeField, length, mean
-from decentral.protocols.outer import OuterField, OuterSGD
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.merge import MERGES, Merge, length, mean
+from decentral.protocols.outer import Outer, OuterSGD
+from decentral.protocols.schedule import Every, Schedule
 
 
 class SparseMean(Merge):
@@ -68,8 +68,8 @@ class SparseLoCo(DiLoCo):
     """
 
     name = "sparse_loco"
-    period: Period = Every(period=30)
-    outer: OuterField = OuterSGD()
-    codec: CodecField = ErrorFeedback(codec=TopK(), decay=0.95)
+    period: Schedule = Every(period=30)
+    outer: Outer = OuterSGD()
+    codec: Codec = ErrorFeedback(codec=TopK(), decay=0.95)
     all_reduce: AllReduce = "gather"
-    merge: MergeField = SparseMean()
+    merge: Merge = SparseMean()

@@ -14,7 +14,7 @@ from decentral.errors import ConfigError
 from decentral.peer import Peer
 from decentral.protocols.collectives import require_dense
 from decentral.protocols.rounds import AllReduceRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 from decentral.protocols.topology import require_two
 
 
@@ -33,7 +33,7 @@ class SPARTA(AllReduceRule):
 
     name = "sparta"
     newcomers = "none"
-    period: Period = Every(period=1)
+    period: Schedule = Every(period=1)
     """Local steps between rounds."""
     rate: float = Field(default=0.005, gt=0, le=1)
     """Share of the parameters that is averaged in a round."""

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.peer import Peer
-from decentral.protocols.codecs import E3M0, CodecField
+from decentral.protocols.codecs import E3M0, Codec
 from decentral.protocols.collectives import AllReduce
-from decentral.protocols.fragments import CutField, Layers, Whole, require_partition
-from decentral.protocols.outer import Nesterov, OuterField
+from decentral.protocols.fragments import Cut, Layers, Whole, require_partition
+from decentral.protocols.outer import Nesterov, Outer
 from decentral.protocols.rounds import AllReduceRule
 from decentral.protocols.schedule import FixedPeriod
 from decentral.protocols.staggered import Staggered
@@ -37,17 +37,17 @@ class StreamingDiLoCo(AllReduceRule):
     name = "streaming_diloco"
     period: FixedPeriod = 100
     """Local steps between two rounds of a fragment (H)."""
-    fragments: CutField = Layers()
+    fragments: Cut = Layers()
     """How the model is cut; three layers a fragment, strided, as in the paper."""
-    buckets: CutField = Whole()
+    buckets: Cut = Whole()
     """Pieces in which a fragment travels, each as soon as it is final: "whole" fragments, or "layers"."""
     overlap: int = Field(default=1, ge=0)
     """Local steps from sending a fragment to taking its mean (tau), which hide the transfer; the paper advises <= 5."""
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Share of its own fragment that a worker keeps: 0 takes the anchor, losing tau steps; 1 never hears the others."""
-    outer: OuterField = Nesterov(lr=0.4)
+    outer: Outer = Nesterov(lr=0.4)
     """Outer optimiser; each fragment has its own momentum, which starts at zero."""
-    codec: CodecField = E3M0()
+    codec: Codec = E3M0()
     all_reduce: AllReduce = "gather"
 
     @property

@@ -6,14 +6,13 @@ import functools
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from decentral.errors import ConfigError
 from decentral.members import Members
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.peer import Peer
 from decentral.replica import seed_of
 
@@ -29,8 +28,11 @@ def both_ways(workers: tuple[int, ...]) -> Links:
     return Links(workers, workers)
 
 
-class Topology(Part):
+class Topology(Kind):
     """Who talks to whom in a round. Every worker finds its links alone, from what all know: no message is needed."""
+
+    called = "topology"
+    built_in: ClassVar[dict[str, type[Topology]]] = {}
 
     @property
     def pairs(self) -> bool:
@@ -113,5 +115,5 @@ def require_two(workers: int, rule: str) -> None:
         raise ConfigError(f"rule '{rule}' needs at least 2 workers, the fleet has {workers}; add to fleet.workers")
 
 
-TOPOLOGIES: dict[str, type[Topology]] = {cls.name: cls for cls in (All, RandomGroups)}
-TopologyField = Annotated[Topology, BeforeValidator(lambda value: part_named(value, TOPOLOGIES, Topology, "topology"))]
+Topology.built_in.update({cls.name: cls for cls in (All, RandomGroups)})
+TOPOLOGIES = Topology.built_in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decentral.protocols.codecs.blockwise import Int4, Int8
-from decentral.protocols.codecs.codec import CODECS, Codec, CodecField, Wrapper
+from decentral.protocols.codecs.codec import CODECS, Codec, Wrapper
 from decentral.protocols.codecs.coder import Coder, Reduce
 from decentral.protocols.codecs.dct import DCT
 from decentral.protocols.codecs.dense import BFloat16, Float16, Float32
@@ -27,7 +27,6 @@ __all__ = [
     "EF21",
     "BFloat16",
     "Codec",
-    "CodecField",
     "Coder",
     "Dynamic8",
     "ErrorFeedback",

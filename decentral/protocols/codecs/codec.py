@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 
-from decentral.naming import part_named
-from decentral.part import Part
+from decentral.naming import Kind
 from decentral.wire import FrameError, Packet
 
 if TYPE_CHECKING:
@@ -26,13 +24,16 @@ some 0 < a < 1; much is missing, and error feedback can make up for it. "unbiase
 """
 
 
-class Codec(Part):
+class Codec(Kind):
     """Turns a float tensor of any shape into a packet of bytes and back, by way of a flat `[n]` float32 vector.
 
     Encoding copies: the packet never shares storage with the tensor. `decode(encode(x))` is the same bits everywhere,
     so replicas that decode the same packet stay equal. A subclass says `wire_bytes`, `pack` and `unpack`, and what it
     can do: impossible combinations are refused when a run file is read.
     """
+
+    called = "codec"
+    built_in: ClassVar[dict[str, type[Codec]]] = {}
 
     loss: ClassVar[Loss] = "rounding"
     linear: ClassVar[bool] = False
@@ -157,15 +158,14 @@ class Codec(Part):
         return self.decode(self.encode(values), values)
 
 
-CODECS: dict[str, type[Codec]] = {}
+CODECS = Codec.built_in
 """The built-in codecs by name; the package fills it."""
-CodecField = Annotated[Codec, BeforeValidator(lambda value: part_named(value, CODECS, Codec, "codec"))]
 
 
 class Wrapper(Codec):
     """A codec around another one, which does the packing."""
 
-    codec: CodecField
+    codec: Codec
     """The codec inside."""
 
     @property

@@ -13,7 +13,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from decentral.protocols.codecs.bits import MAX_WIDTH, pack_bits, packed_bytes, unpack_bits
-from decentral.protocols.codecs.codec import Codec, CodecField
+from decentral.protocols.codecs.codec import Codec
 from decentral.protocols.codecs.dense import Float32
 from decentral.wire import FrameError
 
@@ -61,7 +61,7 @@ class Sparse(Codec):
     """
 
     loss = "contractive"
-    values: CodecField = Float32()
+    values: Codec = Float32()
     """How the values of what is kept travel."""
 
     @field_validator("values")

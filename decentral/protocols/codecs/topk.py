@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from decentral.protocols.codecs.bits import MAX_WIDTH
-from decentral.protocols.codecs.codec import CodecField
+from decentral.protocols.codecs.codec import Codec
 from decentral.protocols.codecs.sign_magnitude import SignMagnitude
 from decentral.protocols.codecs.sparse import Rows, Sparse
 
@@ -26,7 +26,7 @@ class TopK(Sparse):
     """Elements of a chunk that travel."""
     chunk: int = Field(default=4096, ge=1, le=1 << MAX_WIDTH)
     """Elements among which the largest are chosen."""
-    values: CodecField = SignMagnitude()
+    values: Codec = SignMagnitude()
     """How the values of what is kept travel."""
 
     @model_validator(mode="after")

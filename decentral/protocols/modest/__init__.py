@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from decentral.peer import Peer
-from decentral.protocols.codecs import CodecField, Float32
+from decentral.protocols.codecs import Codec, Float32
 from decentral.protocols.collectives import require_dense
 from decentral.protocols.modest.aggregator import Aggregator
 from decentral.protocols.modest.answering import keep_answering
@@ -13,7 +13,7 @@ from decentral.protocols.modest.member import Calls
 from decentral.protocols.modest.post import Post
 from decentral.protocols.modest.watch import Watch
 from decentral.protocols.rule import SyncRule
-from decentral.protocols.schedule import Every, Period
+from decentral.protocols.schedule import Every, Schedule
 
 
 class MoDeST(SyncRule):
@@ -37,7 +37,7 @@ class MoDeST(SyncRule):
     name = "modest"
     unaccountable = "a worker drops what it has trained when it hears of a newer round"
     needs_whole_model = "a worker drops what it has trained when it hears of a newer round"
-    period: Period = Every(period=50)
+    period: Schedule = Every(period=50)
     """Local steps in a round (H)."""
     committee: int = Field(default=10, ge=1, le=100)
     """Workers that train in a round (s)."""
@@ -49,7 +49,7 @@ class MoDeST(SyncRule):
     """Seconds an aggregator waits for models, and idle workers for news before they ask whether somebody is at work."""
     inactivity: int = Field(default=1000, ge=1)
     """Rounds after which somebody who was never seen is not asked any more."""
-    codec: CodecField = Float32()
+    codec: Codec = Float32()
     """How models travel: whole, so what a coarse codec loses is lost."""
 
     def check(self, workers: int) -> None:

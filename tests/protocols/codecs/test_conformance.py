@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decentral.phantom import Phantom
 from decentral.protocols import CODECS, BFloat16, Codec, Float32, Int8
-from decentral.protocols.codecs import E3M0, CodecField, Float16, Int4, Wrapper
+from decentral.protocols.codecs import E3M0, Float16, Int4, Wrapper
 from decentral.wire import FrameError, Packet, signal
 
 SIZES = [0, 1, 2, 255, 256, 257, 1000, 100_003]
@@ -274,4 +274,4 @@ def test_tiny_vectors_stay_finite(codec: Codec, scale: float) -> None:
 
 @pytest.mark.parametrize("named", ["int8", {"name": "int8"}, {"name": "int8", "block": 256}, Int8()])
 def test_a_codec_may_be_named(named: object) -> None:
-    assert TypeAdapter(CodecField).validate_python(named) == Int8()
+    assert TypeAdapter(Codec).validate_python(named) == Int8()
