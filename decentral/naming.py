@@ -68,6 +68,12 @@ def class_named(name: str, known: Mapping[str, type[P]], base: type[Any], what: 
     return cls
 
 
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return what parts are called where there is little room: a `module:Class` by its class, if no two are alike."""
+    short = {name: name.rpartition(":")[2] for name in names}
+    return short if len({*short.values()}) == len(short) else {name: name for name in short}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x'? " for the known name that is most like this one, whatever its case; "" for none."""
     by_folded = {each.casefold(): each for each in known}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from decentral.naming import class_named, part_named
+from decentral.naming import class_named, part_named, short_names
 from decentral.peer import Peer
 from decentral.protocols import (
     CODECS,
@@ -134,3 +134,8 @@ def test_a_table_is_not_changed_by_being_read() -> None:
 
 def test_classes_alone_can_be_named() -> None:
     assert class_named("diloco", RULES, SyncRule, "rule") is DiLoCo
+
+
+def test_a_rule_of_ones_own_goes_by_its_class_unless_another_has_that_name() -> None:
+    assert short_names(["ddp", "a.b:Mine pull=0.5"]) == {"ddp": "ddp", "a.b:Mine pull=0.5": "Mine pull=0.5"}
+    assert short_names(["a:Mine", "b:Mine"]) == {"a:Mine": "a:Mine", "b:Mine": "b:Mine"}

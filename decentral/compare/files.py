@@ -12,6 +12,7 @@ from decentral.compare.comparison import Comparison
 from decentral.compare.entries import folder_name
 from decentral.config import Run, read_run
 from decentral.errors import ConfigError
+from decentral.naming import short_names
 
 DOCUMENT = "comparison.json"
 PICTURE = "compare.png"
@@ -55,8 +56,9 @@ def write_report(comparison: Comparison, folder: Path) -> str:
     text = json.dumps(comparison.to_fields(), indent=2) + "\n"
     (folder / DOCUMENT).write_text(text, encoding="utf-8")
     for workload, entries in comparison.plan.workloads.items():
+        called = short_names(name for name, _ in entries)
         drawn = {
-            name: [
+            called[name]: [
                 Drawn(result.curve, result.sent_a_worker)
                 for result in comparison.results[workload, name]
                 if result.diverged is None

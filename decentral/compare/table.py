@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from decentral.compare.entries import ALONE
+from decentral.naming import short_names
 from decentral.report.summary import size_text
 
 if TYPE_CHECKING:
@@ -26,14 +27,15 @@ def comparison_tables(comparison: Comparison) -> Group:
 
 def _tables(comparison: Comparison) -> Iterator[Table]:
     several = len(comparison.plan.workloads) > 1
+    called = short_names(row["rule"] for row in comparison.rows)
     for workload in comparison.plan.workloads:
-        rows = [row for row in comparison.rows if row["workload"] == workload]
+        rows = [{**row, "rule": called[row["rule"]]} for row in comparison.rows if row["workload"] == workload]
         title = f"{workload}: " if several else ""
         yield _results(comparison, rows, title)
         yield _work(comparison, rows, title)
         yield _targets(comparison, rows, title)
     if several:
-        yield _scores(comparison)
+        yield _scores(comparison, called)
 
 
 def _results(comparison: Comparison, rows: Sequence[Row], title: str) -> Table:
@@ -112,7 +114,7 @@ def _targets(comparison: Comparison, rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def _scores(comparison: Comparison) -> Table:
+def _scores(comparison: Comparison, called: Mapping[str, str]) -> Table:
     table = _table(
         "AlgoPerf scores over all workloads, by what the target takes",
         ["1: the least on each; 0: on none within 4 times the least; they depend on who else takes part"],
@@ -121,7 +123,7 @@ def _scores(comparison: Comparison) -> Table:
         table.add_column(column, justify="left" if column == "rule" else "right")
     names = dict.fromkeys(name for each in comparison.scores.values() for name in each)
     for name in names:
-        table.add_row(name, *(f"{each[name]:.3f}" for each in comparison.scores.values()))
+        table.add_row(called[name], *(f"{each[name]:.3f}" for each in comparison.scores.values()))
     return table
 
 
