@@ -361,7 +361,7 @@ def compare_command(
     ),
 )
 def plan_command(
-    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) whose [fleet] are the machines.")],
+    run_file: Annotated[Path, typer.Argument(help="Run file (TOML) whose section fleet has the machines.")],
     params: Annotated[
         float | None, typer.Option(help="Parameters of the model, if the file's task is not what is trained.")
     ] = None,
@@ -557,7 +557,7 @@ def profile_command(
     ] = None,
     write: Annotated[Path | None, typer.Option(help="Write the section into this file too.")] = None,
 ) -> None:
-    """Measure this machine and its link: prints the [fleet] section of a run file with machines like this one."""
+    """Measure this machine and its link: prints the fleet section of a run file with machines like this one."""
     from decentral import profile
     from decentral.config import read_run
     from decentral.workers import rpc

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
 from decentral.config import Run
 from decentral.errors import RunError
-from decentral.journal import Record, record_from
+from decentral.journal import Left, Record, record_from
 from decentral.workers.coordinator import SILENCE_S, Coordinator, Gone
 from decentral.workers.coordinator_rpc import CoordinatorServer
 from decentral.workers.rpc import Keys, address_of
@@ -17,7 +18,11 @@ from decentral.workers.transport import call_worker
 See = Callable[[Sequence[Record]], None]
 """Who is handed a run's records."""
 
+log = logging.getLogger(__name__)
+
 POLL_S = 0.5
+WAITING_S = (5.0, 30.0)
+"""Seconds after which it says for whom the run waits: the first time, and from then on."""
 GRACE_S = 2.0
 """Seconds that answers on their way have when the run is over."""
 
@@ -46,7 +51,7 @@ async def coordinate(
         return
     serves.set_result(None)
     try:
-        await _attend(coordinator, run, see)
+        await _attend(coordinator, run, see, address_of(*address))
     finally:
         await server.stop(GRACE_S)
 
@@ -58,16 +63,26 @@ def _cannot_listen(address: tuple[str, int]) -> RunError:
     )
 
 
-async def _attend(coordinator: Coordinator, run: Run, see: See) -> None:
+async def _attend(coordinator: Coordinator, run: Run, see: See, address: str) -> None:
     taken = 0
     gone: dict[Gone, float] = {}
+    tells_at = time.monotonic() + WAITING_S[0]
     while True:
         poll = coordinator.poll(taken)
         taken += len(poll["records"])
-        see([record_from(fields) for fields in poll["records"]])
+        records = [record_from(fields) for fields in poll["records"]]
+        see(records)
+        for record in records:
+            if isinstance(record, Left) and record.reason != "finished":
+                rest = len(poll["members"])
+                log.warning("worker %d left at step %d (%s); %d go on", record.worker, record.step, record.reason, rest)
         if poll["begun"] and not poll["members"]:
             return
         now = time.monotonic()
+        if not poll["begun"] and now >= tells_at:
+            tells_at = now + WAITING_S[1]
+            absent = sorted(coordinator.expected - {worker for worker, _ in poll["lives"]})
+            log.warning("the coordinator at %s waits for workers %s of %d", address, absent, run.fleet.size)
         for lost in poll["gone"]:
             since = gone.setdefault(lost, now)
             # Who is silent may be beyond a cut and alive. After so long it has given us up, too.

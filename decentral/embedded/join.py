@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -18,6 +19,7 @@ from decentral.embedded.beside import Beside
 from decentral.embedded.coordination import See
 from decentral.embedded.copies import Copy
 from decentral.embedded.gate import Gate
+from decentral.embedded.own_loop import OwnLoop
 from decentral.embedded.replica import AttachedReplica
 from decentral.embedded.site import Site
 from decentral.embedded.sync import Sync
@@ -30,6 +32,8 @@ from decentral.protocols import SyncRule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+log = logging.getLogger(__name__)
 
 ENDLESS = 1 << 40
 """Local steps of a run whose file says none: it lasts as long as the loops do."""
@@ -75,6 +79,7 @@ class Fleet:
         self._beside: Beside | None = None
         self._files = ExitStack()
         self._is_entered = False
+        self._came_at = 0
         self.worker = self.workers = -1
         """Which worker of how many this process is, or is a part of, once a model is attached."""
 
@@ -103,6 +108,7 @@ class Fleet:
             except BaseException as error:  # the other ranks wait for what comes of it
                 gate.end(error)
         self._sync.begin()
+        self._came_at = self._sync.steps
         self.worker, self.workers = site.same((self.worker, self.workers))
         return self._sync
 
@@ -112,6 +118,8 @@ class Fleet:
         with self._files:
             try:
                 if self._sync is not None and error is None:
+                    if self._sync.steps == self._came_at:
+                        log.warning("worker %d leaves without one sync.step(): it trained alone", self.worker)
                     self._sync.close()
             except BaseException as raised:
                 self._leave(raised)
@@ -177,6 +185,7 @@ def for_loops(run: Run, workers: int, rule: SyncRule | None = None) -> Run:
         if not able:
             raise ConfigError(f"{field}: not for a training loop of your own; leave it out")
     fields = run.to_fields() | {"evaluate_every": 0, "rule": run.rule if rule is None else rule}
+    fields["task"] = {"name": OwnLoop.spelling()}
     if "steps" not in run.model_fields_set:
         fields["steps"] = ENDLESS
     if "fleet" not in run.model_fields_set:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -35,8 +37,12 @@ ORDER_S = 600.0
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 0.2
 """An absent coordinator is called again after so many seconds: the first time, and the most."""
+TELL_AFTER_S = 5.0
+"""Whoever has called in vain for so long says so."""
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What calls come to that no coordinator answers: it is not there, or went down in the midst of one."""
+_DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+log = logging.getLogger(__name__)
 
 
 class CoordinatorServer:
@@ -72,7 +78,12 @@ class CoordinatorServer:
         return answer
 
     async def _join(self, request: Fields) -> Fields:
-        welcome = await self._coordinator.join(_read(Entrant, request))
+        entrant = _read(Entrant, request)
+        try:
+            welcome = await self._coordinator.join(entrant)
+        except Refused as error:
+            log.warning("worker %d was turned away: %s", entrant.worker, error)
+            raise
         return {**welcome._asdict(), "members": welcome.members.plain(), "contacts": list(welcome.contacts.items())}
 
     async def _vote(self, worker: int, request: Fields) -> Fields:
@@ -214,12 +225,15 @@ class Dismissed(RunError):
 class CoordinatorClient:
     """A worker's line to the coordinator. Every call ends in an answer or, within a bounded time, in `RunError`.
 
-    A coordinator that cannot be reached is called again until the call's time is over, for it may be on its way back;
-    so every call may be made twice. `latency_s` is that of an emulated link: a member's call takes it each way.
+    A coordinator that cannot be reached is called again until the call's time is over, a member's call for `away_s`
+    seconds at most, for it may be on its way back; so every call may be made twice. `latency_s` is that of an emulated
+    link: a member's call takes it each way.
     """
 
-    def __init__(self, address: str, worker: int, keys: rpc.Keys, latency_s: float = 0.0) -> None:
-        self._address, self._worker, self._latency_s = address, worker, latency_s
+    def __init__(
+        self, address: str, worker: int, keys: rpc.Keys, latency_s: float = 0.0, away_s: float = math.inf
+    ) -> None:
+        self._address, self._worker, self._latency_s, self._away_s = address, worker, latency_s, away_s
         self._metadata = keys.metadata
         self._channel = rpc.dial(address, keys)
         self._incarnation = 0
@@ -267,13 +281,14 @@ class CoordinatorClient:
         """Return the answer to a member's call. Raises `RunError`, and `Abandoned` from the desk for checkpoints."""
         await asyncio.sleep(self._latency_s)
         whole = {**fields, "worker": self._worker, "incarnation": self._incarnation}
-        answer = await self._call(method, whole, timeout_s)
+        answer = await self._call(method, whole, timeout_s, self._away_s)
         await asyncio.sleep(self._latency_s)
         return answer
 
-    async def _call(self, method: str, fields: Fields, timeout_s: float) -> Fields:
+    async def _call(self, method: str, fields: Fields, timeout_s: float, away_s: float = math.inf) -> Fields:
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + timeout_s, FIRST_RETRY_S
+        away_since, is_told = math.inf, False
         request = msgpack.packb(fields)
         while True:
             call = self._channel.unary_unary(f"/{SERVICE}/{method}")
@@ -286,11 +301,17 @@ class CoordinatorClient:
                     raise Dismissed(error.details()) from None
                 if error.code() == grpc.StatusCode.ABORTED:
                     raise Abandoned(error.details()) from None
-                if error.code() not in _AWAY or loop.time() + pause > deadline:
-                    raise RunError(
-                        f"worker {self._worker}: the coordinator at {self._address} did not answer '{method}' within "
-                        f"{timeout_s:g} s: {error.details()}"
-                    ) from None
+                now, who = loop.time(), f"worker {self._worker}: the coordinator at {self._address}"
+                if error.code() in _DENIED:
+                    raise RunError(f"{who} turned '{method}' away: {error.details()}") from None
+                away_since = min(away_since, now)
+                waits_s = min(deadline - now, away_since + away_s - now)
+                if error.code() not in _AWAY or pause > waits_s:
+                    within = min(timeout_s, away_s)
+                    raise RunError(f"{who} did not answer '{method}' within {within:g} s: {error.details()}") from None
+                if not is_told and now - away_since > TELL_AFTER_S:
+                    is_told = True
+                    log.warning("%s cannot be reached; calling for %.0f s more: %s", who, waits_s, error.details())
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_RETRY_S)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +90,9 @@ async def _live_once(
         patience_s=run.patience_s,
         pace=pace,
     )
-    client = CoordinatorClient(place.coordinator, worker, place.keys, pace.latency_s)
     absence_s = run.real.start_timeout_s
+    away_s = math.inf if place.supervised else absence_s
+    client = CoordinatorClient(place.coordinator, worker, place.keys, pace.latency_s, away_s)
     saved = None if place.saved is None else await in_thread(partial(place.saved, replica))
     try:
         address = await transport.start(place.host)

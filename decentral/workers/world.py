@@ -81,9 +81,10 @@ class RealWorld:
     ) -> str:
         """Run the rule to its end, or until one of the `notices` says that the machine goes, and leave the run.
 
-        Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end. Raises what
-        the task, the rule or what goes on beside it raised, and `RunError` when the coordinator is lost. Who is not
-        `supervised` leaves the run before that, for nobody else would tell the others.
+        Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end, and before if
+        the worker is not `supervised`. Raises what the task, the rule or what goes on beside it raised, and `RunError`
+        when the coordinator is lost. Who is not supervised leaves the run before that, for nobody else would tell the
+        others.
         """
         failure: Exception | None = None
         self._peer = peer
@@ -91,7 +92,13 @@ class RealWorld:
         self._contacts = welcome.contacts
         self._transport.admit(welcome.contacts)
         main = self._loop.create_task(peer.run(_what_to_run(peer, rule, welcome.host)))
-        tasks = [self._watch(), self._report(), self._beat(), listen(notices, lambda notice: self._heed(main, notice))]
+        given_up_s = math.inf if supervised else absence_s  # a supervisor ends those who wait in vain
+        tasks = [
+            self._watch(given_up_s),
+            self._report(),
+            self._beat(),
+            listen(notices, lambda notice: self._heed(main, notice)),
+        ]
         beside = [self._begin(task) for task in tasks]
         if rule.takes_newcomers:
             peer.host = host = Host(peer)
@@ -152,15 +159,22 @@ class RealWorld:
         task.add_done_callback(ended)
         return task
 
-    async def _watch(self) -> None:
-        """Tell peer and transport who is in the run, whenever that changes."""
+    async def _watch(self, given_up_s: float) -> None:
+        """Tell peer and transport who is in the run, whenever that changes.
+
+        The worker ends when nobody has said so for `given_up_s`: its neighbours may be gone, and it would not know.
+        """
+        seen_s = self._loop.time()
         while True:
             try:
                 await self._look(self._admitted)
+                seen_s = self._loop.time()
             except Dismissed:  # a rule without votes would never know, and wait a patience for whoever it is to meet
                 self._peer.fail(self._peer.declared_dead())
                 return
             except RunError:
+                if self._loop.time() - seen_s >= given_up_s:
+                    raise
                 await asyncio.sleep(RETRY_S)
 
     async def _look(self, epoch: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from torch import nn
 
 import decentral
 from decentral.config import Run, validated
+from decentral.errors import RunError
 from decentral.journal import Left, Synced, read_journal
 from decentral.peer import Peer
 from decentral.protocols import DiLoCo, LocalSGD, SyncRule
 from decentral.replica import initial_model
+from decentral.report.page import page, read_runs
 
 STEPS = 10
 
@@ -57,6 +60,10 @@ def test_processes_come_to_the_bits_of_a_run_on_workers(tmp_path: Path) -> None:
         crew.start(0, out=tmp_path)
         crew.start(1)
         ended = crew.answers()
+    shown = page(read_runs([tmp_path]))
+    assert "diloco on OwnLoop" in shown
+    assert "Finished." in shown
+    assert "There is no summary" not in shown
     expected = train_here(run)
     assert [params.tolist() for params in expected.params.values()] == ended
     left = [record for record in read_journal(tmp_path / "journal.jsonl") if isinstance(record, Left)]
@@ -126,6 +133,33 @@ def test_what_a_rule_raises_is_raised_by_the_loops_next_step() -> None:
     with Crew(failing, 2, run_of(DiLoCo(), 2)) as crew:
         crew.start(0, 1)
         assert crew.answers() == [3, 3]
+
+
+def left_behind(place: dict[str, Any], tell: Any, run: Run) -> str:
+    """Tell of the first round; return what the loop ends with."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    try:
+        with decentral.join(run, **place) as fleet:
+            sync = fleet.attach(model, optimizer)
+            while sync.step():
+                if sync.steps == 3:
+                    tell("a round")
+    except RunError as error:
+        return str(error)
+    return "it went on"
+
+
+def test_who_serves_the_coordinator_and_is_killed_ends_the_others_run() -> None:
+    run = validated({"rule": DiLoCo(period=3), "real": {"start_timeout_s": 1.0}}, "test")
+    with Crew(left_behind, 2, run) as crew:
+        crew.start(0, 1)
+        for worker, _ in crew.heard():
+            if worker == 1:
+                crew.processes.pop(0).kill()
+        (words,) = crew.answers()
+    assert re.search(r"the coordinator at .* did not answer '\w+' within 1 s", words)
 
 
 def endless(place: dict[str, Any], tell: Any, run: Run, comes: Any, enough: Any) -> int:

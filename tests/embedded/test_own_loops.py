@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import decentral
+from decentral.embedded import coordination
 from decentral.errors import ConfigError, RunError, TaskError
 from decentral.peer import Peer
 from decentral.protocols import DDP, DiLoCo, SingleMerge, SyncRule
@@ -212,11 +213,26 @@ def test_what_a_loop_cannot_do_is_refused(place: None, field: str) -> None:
         fleet.attach(model, SGD(model.parameters(), lr=0.1))
 
 
-def test_who_stays_alone_gives_up(place: None) -> None:
+def test_who_stays_alone_says_for_whom_it_waits_and_gives_up(
+    place: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(coordination, "WAITING_S", (0.3, 30.0))
     model = made()
-    run = {"real": {"start_timeout_s": 0.2}}
+    run = {"real": {"start_timeout_s": 0.5}}
     with pytest.raises(RunError, match="did not answer 'join'"), decentral.join(run, workers=2) as fleet:
         fleet.attach(model, SGD(model.parameters(), lr=0.1))
+    assert "waits for workers [1] of 2" in caplog.text
+
+
+def test_a_loop_that_never_steps_is_told_so(place: None, caplog: pytest.LogCaptureFixture) -> None:
+    model = made()
+    with decentral.join(workers=1) as fleet:
+        sync = fleet.attach(model, SGD(model.parameters(), lr=0.1))
+        sync.step()
+    assert not caplog.text
+    with decentral.join(workers=1) as fleet:
+        fleet.attach(model, SGD(model.parameters(), lr=0.1))
+    assert "worker 0 leaves without one sync.step()" in caplog.text
 
 
 def test_a_port_in_use_is_named(place: None) -> None:

@@ -17,6 +17,10 @@ from decentral.report.page.history import History
 JOURNAL = "journal.jsonl"
 
 
+OWN_LOOP = "OwnLoop"
+"""The task of runs that loops of the users' own have joined."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadRun:
     """A run as its folder has it. What is not there, or cannot be read any more, is None or empty; `notes` says why."""
@@ -38,8 +42,8 @@ class ReadRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return "after" in self.summary
+        """Whether the run came to its end. Nobody summarises a joined one: the models stay with the users' loops."""
+        return "after" in self.summary or (self.task == OWN_LOOP and self.history.all_finished)
 
     @property
     def rule(self) -> str:
@@ -47,7 +51,7 @@ class ReadRun:
 
     @property
     def task(self) -> str:
-        return str(self.run.task["name"]) if self.run else "unknown task"
+        return str(self.run.task["name"]).rpartition(":")[2] if self.run else "unknown task"
 
     @property
     def workers(self) -> int:

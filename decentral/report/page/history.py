@@ -215,6 +215,11 @@ class History:
         self._tally = Tally()
 
     @property
+    def all_finished(self) -> bool:
+        """Whether all workers that were there have left because they had done what there was to do."""
+        return bool(self.workers) and all(worker.reason == "finished" for worker in self.workers.values())
+
+    @property
     def samples(self) -> int:
         """Samples that were trained on, over all workers."""
         return self._samples
