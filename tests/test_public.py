@@ -44,7 +44,7 @@ for words in ([], ["train"], ["compare"]):
     ("program", "foreign"),
     [
         ("import decentral", {"torch", "ray", "grpc"}),
-        (HELPED, {"torch", "ray", "grpc", "numpy", "pydantic"}),
+        (HELPED, {"torch", "ray", "grpc", "numpy"}),
         # torch's compiler and what it brings along take as long to import as torch does.
         (SIMULATED, {"ray", "grpc", "cryptography", "matplotlib", "torch._dynamo", "sympy", "transformers"}),
     ],

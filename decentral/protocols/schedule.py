@@ -31,6 +31,9 @@ class Schedule(Kind):
     called = "schedule"
     built_in: ClassVar[dict[str, type[Schedule]]] = {}
 
+    equal: ClassVar[bool] = True
+    """Whether the phases of all workers are equally long in local steps."""
+
     @classmethod
     def named(cls, value: Any) -> Any:
         """Return the schedule that `value` names; a whole number H is short for a round every H local steps."""
@@ -39,9 +42,6 @@ class Schedule(Kind):
                 raise ValueError(f"must be at least 1 local step, not {value}")
             return Every(period=value)
         return super().named(value)
-
-    equal: ClassVar[bool] = True
-    """Whether the phases of all workers are equally long in local steps."""
 
     @abstractmethod
     def steps(self, peer: Peer) -> int:

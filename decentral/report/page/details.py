@@ -84,7 +84,7 @@ def warnings(read: ReadRun) -> list[str]:
     found = list(read.notes)
     if read.stopped:
         found.append(f"The run did not come to its end: {read.stopped}")
-    elif not read.summary and history.records and not read.finished:
+    elif not read.summary and history.records and not read.joined:
         found.append(
             "There is no summary: the run still goes on, or its process was killed. The page is as of its journal."
         )

@@ -18,7 +18,7 @@ JOURNAL = "journal.jsonl"
 
 
 OWN_LOOP = "OwnLoop"
-"""The task of runs that loops of the users' own have joined."""
+"""What stands as the task of runs that loops of the users' own have joined (`decentral.embedded.own_loop`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,14 @@ class ReadRun:
         return str(self.summary.get("stopped", ""))
 
     @property
+    def joined(self) -> bool:
+        """Whether it was joined by loops of the users' own: nobody summarises it, for the models stay with them."""
+        return self.task == OWN_LOOP
+
+    @property
     def finished(self) -> bool:
-        """Whether the run came to its end. Nobody summarises a joined one: the models stay with the users' loops."""
-        return "after" in self.summary or (self.task == OWN_LOOP and self.history.all_finished)
+        """Whether the run came to its end."""
+        return "after" in self.summary or (self.joined and self.history.all_finished)
 
     @property
     def rule(self) -> str:
