@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the examples are no part of the package
 
 from examples.papers import __main__ as command  # noqa: E402
-from examples.papers import outer, runner  # noqa: E402
+from examples.papers import outer, picture, runner  # noqa: E402
 from examples.papers.runner import Claim, Findings, judge, run_of, verdict_table  # noqa: E402
 
 
@@ -135,3 +135,21 @@ def test_every_claims_run_files_are_valid_and_have_the_one_worker(
     alone = [run for run in runs if run.fleet.size == 1]
     assert {run.steps for run in alone} == {run.steps for run in runs}  # as many local steps as each of the others
     assert {run.seed for run in runs} == {0}
+
+
+def test_the_picture_has_a_line_for_each_rule_and_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task = {"name": "quadratic", "dimension": 16, "noise": 0.1}
+
+    def runs_of(seed: int) -> dict[str, Run]:
+        rules = {"often": DiLoCo(period=1), "seldom": DiLoCo(period=2)}
+        inner = SGD(lr=0.1)
+        return {
+            name: run_of(rule, seed, 4, runner.equal(2), task, inner, evaluate_every=2) for name, rule in rules.items()
+        }
+
+    monkeypatch.setattr(picture, "CLAIMS", {"one": runs_of, "another": runs_of})
+    drawn: list[picture.plt.Figure] = []
+    monkeypatch.setattr(picture.plt, "close", drawn.append)
+    picture.draw(tmp_path / "claims.png", seeds=2)
+    assert [len(axes.lines) for axes in drawn[0].axes] == [4, 4]
+    assert (tmp_path / "claims.png").stat().st_size > 0

@@ -7,7 +7,6 @@ from typing import Any
 from decentral.config import Run
 from decentral.fleet import Event, Fleet, WorkerGroup
 from decentral.inner import SGD, AdamW
-from decentral.outcome import Outcome
 from decentral.protocols import (
     DDP,
     AsyncLocalSGD,
@@ -81,13 +80,14 @@ def gradient_coding(seed: int) -> Findings:
     the loss after as many rounds is the same to 0.1 %, and the loss that DDP has halfway is reached in half of the
     time or less, though each worker computes twice as much.
     """
-    fleet = _with_straggler(8)
-    task, inner = clusters(seed), SGD(lr=0.3)
-    fields: dict[str, Any] = {"task": task, "inner": inner, "evaluate_every": 10}
-    parallel = run_of(DDP(), seed, 200, fleet, **fields)
-    coded = run_of(GradientCoding(stragglers=1, outer=OuterSGD(lr=0.3)), seed, 200, fleet, **fields)
-    outcomes = {"DDP": outcome_of(parallel), "coded": outcome_of(coded)}
-    return _in_time(parallel, outcomes, ("DDP", "coded"), limit=0.5, same_loss=True)
+    return _in_time(coded_runs(seed), limit=0.5, same_loss=True)
+
+
+def coded_runs(seed: int) -> dict[str, Run]:
+    """Return the runs of `gradient_coding`, the plain one first."""
+    fields: dict[str, Any] = {"task": clusters(seed), "inner": SGD(lr=0.3), "evaluate_every": 10}
+    rules = {"DDP": DDP(), "coded": GradientCoding(stragglers=1, outer=OuterSGD(lr=0.3))}
+    return {name: run_of(rule, seed, 200, _with_straggler(8), **fields) for name, rule in rules.items()}
 
 
 def dbw(seed: int) -> Findings:
@@ -96,19 +96,20 @@ def dbw(seed: int) -> Findings:
     Server learning rate 1, so that a round of all eight is local SGD's. Holds if the loss that local SGD has
     halfway is reached in half of the time or less. The lowest loss is given beside the final one.
     """
-    fleet = _with_straggler(8)
+    return _in_time(backed_runs(seed), limit=0.5, same_loss=False)
+
+
+def backed_runs(seed: int) -> dict[str, Run]:
+    """Return the runs of `dbw`, the plain one first."""
     fields: dict[str, Any] = {"task": clusters(seed), "inner": SGD(lr=0.3), "evaluate_every": 8}
-    local = run_of(LocalSGD(period=4), seed, 200, fleet, **fields)
-    backed = run_of(DynamicBackupWorkers(period=4), seed, 200, fleet, **fields)
-    outcomes = {"local SGD": outcome_of(local), "DBW": outcome_of(backed)}
-    return _in_time(local, outcomes, ("local SGD", "DBW"), limit=0.5, same_loss=False)
+    rules = {"local SGD": LocalSGD(period=4), "DBW": DynamicBackupWorkers(period=4)}
+    return {name: run_of(rule, seed, 200, _with_straggler(8), **fields) for name, rule in rules.items()}
 
 
-def _in_time(
-    run: Run, outcomes: dict[str, Outcome], names: tuple[str, str], *, limit: float, same_loss: bool
-) -> Findings:
+def _in_time(runs: dict[str, Run], *, limit: float, same_loss: bool) -> Findings:
     """Compare the time in which the second rule reaches the loss that the first one has after half of its time."""
-    plain, other = names
+    plain, other = runs
+    outcomes = {name: outcome_of(run) for name, run in runs.items()}
     curves = {name: curve_of(outcome) for name, outcome in outcomes.items()}
     half = outcomes[plain].seconds / 2
     target = curves[plain].at_second(half)
@@ -116,7 +117,7 @@ def _in_time(
     figures = {f"final loss, {name}": outcome.after["loss"] for name, outcome in outcomes.items()}
     figures |= {f"lowest loss, {other}": min(loss for _, _, loss in curves[other].points), "loss asked for": target}
     figures |= {f"seconds to it, {name}": second for name, second in seconds.items()}
-    figures["final loss, one worker"] = alone(run)
+    figures["final loss, one worker"] = alone(runs[plain])
     checks = {f"time <= {limit:g}": seconds[other] <= limit * seconds[plain]}
     if same_loss:
         checks["same loss"] = abs(outcomes[other].after["loss"] / outcomes[plain].after["loss"] - 1) <= 1e-3

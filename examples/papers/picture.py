@@ -1,0 +1,43 @@
+"""The picture of the two claims about a straggler: `python -m examples.papers.picture FILE [--seeds N]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from examples.papers.runner import curve_of, outcome_of
+from examples.papers.unequal import backed_runs, coded_runs
+
+CLAIMS = {"gradient_coding": coded_runs, "dbw": backed_runs}
+
+
+def draw(path: Path, seeds: int) -> None:
+    """Draw the held-out loss over virtual seconds, a line for each rule and seed, into a picture file."""
+    figure, each = plt.subplots(1, len(CLAIMS), figsize=(11, 4), layout="constrained")
+    for axes, (claim, runs_of) in zip(each, CLAIMS.items(), strict=True):
+        for seed in range(seeds):
+            for index, (name, run) in enumerate(runs_of(seed).items()):
+                seconds, _, losses = zip(*curve_of(outcome_of(run)).points, strict=True)
+                axes.plot(seconds, losses, color=f"C{index}", linewidth=1.2, label=name if seed == 0 else None)
+        axes.set(title=claim, xlabel="virtual seconds", ylabel="held-out loss", ylim=0)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draw into the file named."""
+    parser = argparse.ArgumentParser(prog="python -m examples.papers.picture", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="picture to write, such as stragglers.png")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
+    arguments = parser.parse_args()
+    draw(arguments.file, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
