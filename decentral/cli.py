@@ -379,7 +379,7 @@ def plan_command(
     slack: Annotated[
         float | None,
         typer.Option(
-            help="How much worse than the best what is nearer to data parallelism may be: a share. Unset: 0.05."
+            help="How much worse than the best what is nearer to data parallelism may be: a share. Unset: 0.005."
         ),
     ] = None,
     settings: Settings = None,
