@@ -36,7 +36,7 @@ class Place:
     """Where a worker finds itself: the coordinator's address, its keys, the host it listens on, its device.
 
     `saved` returns what the replica (or stage) begins with in a run that goes on from where it was. `supervised`:
-    somebody sees when it fails, and tells the others.
+    somebody ends it when the coordinator does not come back.
     """
 
     coordinator: str
@@ -91,7 +91,7 @@ async def _live_once(
         pace=pace,
     )
     absence_s = run.real.start_timeout_s
-    away_s = math.inf if place.supervised else absence_s
+    away_s = math.inf if place.supervised else absence_s  # a supervisor ends those who wait in vain
     client = CoordinatorClient(place.coordinator, worker, place.keys, pace.latency_s, away_s)
     saved = None if place.saved is None else await in_thread(partial(place.saved, replica))
     try:
@@ -131,9 +131,7 @@ async def _live_once(
             peer.spawn(keep(peer, desk, storage, in_thread, run.checkpoint.writing_s))
         meet(peer)
         notices = sources_named(run.real.notices)
-        return peer, await world.live(
-            peer, run.rule, welcome, notices=notices, absence_s=absence_s, supervised=place.supervised
-        )
+        return peer, await world.live(peer, run.rule, welcome, notices=notices, absence_s=absence_s, away_s=away_s)
     finally:
         await transport.close()
         await client.close()

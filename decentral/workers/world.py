@@ -77,14 +77,14 @@ class RealWorld:
         *,
         notices: Sequence[NoticeSource] = (),
         absence_s: float,
-        supervised: bool = True,
+        away_s: float,
     ) -> str:
         """Run the rule to its end, or until one of the `notices` says that the machine goes, and leave the run.
 
-        Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end, and before if
-        the worker is not `supervised`. Raises what the task, the rule or what goes on beside it raised, and `RunError`
-        when the coordinator is lost. Who is not supervised leaves the run before that, for nobody else would tell the
-        others.
+        Returns the reason that the journal gives. The coordinator may be away for `absence_s` at the end, and for
+        `away_s` before. Raises what the task, the rule or what goes on beside it raised, once the run has been left:
+        the others would hear of a silence first, and take the worker for dead. And `RunError` when the coordinator is
+        lost.
         """
         failure: Exception | None = None
         self._peer = peer
@@ -92,9 +92,8 @@ class RealWorld:
         self._contacts = welcome.contacts
         self._transport.admit(welcome.contacts)
         main = self._loop.create_task(peer.run(_what_to_run(peer, rule, welcome.host)))
-        given_up_s = math.inf if supervised else absence_s  # a supervisor ends those who wait in vain
         tasks = [
-            self._watch(given_up_s),
+            self._watch(away_s),
             self._report(),
             self._beat(),
             listen(notices, lambda notice: self._heed(main, notice)),
@@ -113,14 +112,15 @@ class RealWorld:
                 if not self._must_go:
                     raise
                 reason = PREEMPTED
+            except RunError:
+                raise
             except Exception as error:
-                if supervised or isinstance(error, RunError):
-                    raise
-                failure, reason = error, f"failed: {type(error).__name__}"
-            with suppress(asyncio.TimeoutError):  # a machine that goes does not wait for slow lines
-                await asyncio.wait_for(self._transport.drained(), GOING_S / 2 if self._must_go else None)
+                failure, reason = error, f"failed: {type(error.__cause__ or error).__name__}"
+            hurries = self._must_go or failure is not None  # and does not wait for slow lines
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._transport.drained(), GOING_S / 2 if hurries else None)
             for task in beside:
-                if task.done():
+                if task.done() and failure is None:
                     task.result()  # it may have failed since the rule ended
             self.record(peer.left(reason))
         finally:
@@ -131,10 +131,13 @@ class RealWorld:
             self._coding.shutdown(wait=False)
             with suppress(Exception):  # when the worker fails, its records tell how it came to that
                 await self.hand_in()
-        await self._coordinator.leave(self._reported, self._unreported, reason == "finished", absence_s)
-        if failure is not None:
-            raise failure
-        return reason
+        farewell = self._coordinator.leave(self._reported, self._unreported, reason == "finished", absence_s)
+        if failure is None:
+            await farewell
+            return reason
+        with suppress(RunError):  # what the worker has met is worth more than that nobody could be told
+            await farewell
+        raise failure
 
     def _heed(self, main: asyncio.Task[None], notice: Notice) -> None:
         """Leave between two rounds, or in the midst of one if there is no time."""
@@ -159,10 +162,10 @@ class RealWorld:
         task.add_done_callback(ended)
         return task
 
-    async def _watch(self, given_up_s: float) -> None:
+    async def _watch(self, away_s: float) -> None:
         """Tell peer and transport who is in the run, whenever that changes.
 
-        The worker ends when nobody has said so for `given_up_s`: its neighbours may be gone, and it would not know.
+        The worker ends when nobody has said so for `away_s`: its neighbours may be gone, and it would not know.
         """
         seen_s = self._loop.time()
         while True:
@@ -173,7 +176,7 @@ class RealWorld:
                 self._peer.fail(self._peer.declared_dead())
                 return
             except RunError:
-                if self._loop.time() - seen_s >= given_up_s:
+                if self._loop.time() - seen_s >= away_s:
                     raise
                 await asyncio.sleep(RETRY_S)
 

@@ -82,9 +82,10 @@ def test_a_task_error_ends_the_run_in_its_own_words() -> None:
         train(run_of("raises", at=7), on_record=records.append)
     assert str(caught.value).startswith("worker 1: the task raised at local step 7: ValueError: no such batch")
     assert type(caught.value) is TaskError
-    mine = [type(record) for record in records if record.worker == 1]
-    done = [kind for kind in mine if kind not in (Metered, Left)]  # it may be metered; a neighbour may miss it first
-    assert done == [Joined, Trained, Synced]
+    mine = [record for record in records if record.worker == 1 and not isinstance(record, Metered)]
+    assert [type(record) for record in mine] == [Joined, Trained, Synced, Left]
+    assert isinstance(mine[-1], Left)
+    assert mine[-1].reason == "failed: ValueError"  # nobody has taken it for dead
 
 
 @pytest.mark.usefixtures("clean")
