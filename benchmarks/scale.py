@@ -17,7 +17,7 @@ import cProfile
 import time
 from typing import NamedTuple
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from benchmarks.timing_only import JITTER, make_run
 from decentral.sim.simulate import simulate
@@ -56,10 +56,8 @@ def cost(workers: int, jitter: float) -> Cost:
 
 def draw(costs: dict[float, list[Cost]], path: str) -> None:
     """Draw the cost of a worker-round over the number of workers."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
     for jitter, of_jitter in costs.items():
         axes.plot(WORKERS, [1e6 * each.cpu_s for each in of_jitter], "o-", label=f"jitter {jitter:g}")
     axes.set(xscale="log", xlabel="workers", ylabel="CPU us a worker-round")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from cluster import NET, cluster
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -54,7 +53,6 @@ def test_looks_at_the_mean_of_the_workers_are_a_line_of_their_own(looked: tuple[
     assert mean.get_color() == own.get_color()
     assert (mean.get_marker(), mean.get_linestyle()) != (own.get_marker(), own.get_linestyle())
     assert losses in [list(line.get_ydata()) for line in by_seconds.get_lines()]
-    plt.close(figure)
 
 
 def test_seeds_of_one_name_share_its_colour_and_its_place_in_the_legend(looked: tuple[Run, Outcome]) -> None:
@@ -69,7 +67,6 @@ def test_seeds_of_one_name_share_its_colour_and_its_place_in_the_legend(looked: 
     assert [line.get_color() for line in stars] == ["C0", "C0", "C1"]
     assert [line.get_ydata()[0] for line in stars] == [each.after["loss"] for each in (outcome, other, other)]
     assert len(by_bytes.patches) == 2
-    plt.close(figure)
 
 
 def test_so_are_they_in_a_timeline(looked: tuple[Run, Outcome]) -> None:
@@ -80,7 +77,6 @@ def test_so_are_they_in_a_timeline(looked: tuple[Run, Outcome]) -> None:
     looks = [record for record in outcome.records if isinstance(record, Counterfactual)]
     assert list(lines(metric)["mean of workers"].get_xdata()) == [record.time_s for record in looks]
     assert list(lines(metric)["mean of workers"].get_ydata()) == [record.metrics["loss"] for record in looks]
-    plt.close(figure)
 
 
 def test_groups_that_train_apart_are_a_line_each() -> None:
@@ -94,7 +90,6 @@ def test_groups_that_train_apart_are_a_line_each() -> None:
         assert [record.step for record in looks] == [4, 8, 12]
         drawn = lines(metric)[f"group of worker {first}"].get_ydata()
         assert list(drawn) == [record.metrics["loss"] for record in looks]
-    plt.close(figure)
 
 
 def test_a_run_without_looks_has_no_such_line(looked: tuple[Run, Outcome], tmp_path: Path) -> None:
@@ -106,8 +101,5 @@ def test_a_run_without_looks_has_no_such_line(looked: tuple[Run, Outcome], tmp_p
     )
     assert named(figure.axes[0]) == ["once"]
     assert named(over_time.axes[0]) == []
-    plt.close(figure)
-    plt.close(over_time)
     plot_runs({"once": drawn(outcome)}, "loss", tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
-    assert not plt.get_fignums()

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,7 +32,6 @@ def plot_runs(runs: Mapping[str, Sequence[Drawn]], headline: str, path: Path) ->
     """Draw the held-out metric of runs against samples and against seconds, and their bytes, into a picture file."""
     figure = runs_figure(runs, headline)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def runs_figure(runs: Mapping[str, Sequence[Drawn]], headline: str) -> Figure:
@@ -44,7 +39,8 @@ def runs_figure(runs: Mapping[str, Sequence[Drawn]], headline: str) -> Figure:
 
     Looks at the mean of the workers that nobody adopted are lines of their own.
     """
-    figure, (by_samples, by_seconds, by_bytes) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    by_samples, by_seconds, by_bytes = figure.subplots(1, 3)
     for index, (name, seeds) in enumerate(runs.items()):
         for count, drawn in enumerate(seeds):
             curve, usual = drawn.curve, {"color": f"C{index}", "alpha": 1.0 if len(seeds) == 1 else 0.6}
@@ -77,12 +73,12 @@ def plot_timeline(records: Iterable[Record], run: Run, task: Task, path: Path) -
     """Draw one run: the held-out metric, each worker's training loss, and what each worker did when, into a picture."""
     figure = timeline_figure(records, run, task)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def timeline_figure(records: Iterable[Record], run: Run, task: Task) -> Figure:
     """Return what `plot_timeline` draws; looks at the mean of the workers that nobody adopted are a line of its own."""
-    figure, (metric, loss, doing) = plt.subplots(3, 1, figsize=(10, 7.5), layout="constrained", sharex=True)
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    metric, loss, doing = figure.subplots(3, 1, sharex=True)
     records = list(records)
     seen = [record for record in records if isinstance(record, Evaluated)]
     metric.plot(

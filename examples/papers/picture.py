@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from examples.papers.runner import curve_of, outcome_of
 from examples.papers.unequal import backed_runs, coded_runs
@@ -18,7 +15,8 @@ CLAIMS = {"gradient_coding": coded_runs, "dbw": backed_runs}
 
 def draw(path: Path, seeds: int) -> None:
     """Draw the held-out loss over virtual seconds, a line for each rule and seed, into a picture file."""
-    figure, each = plt.subplots(1, len(CLAIMS), figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    each = figure.subplots(1, len(CLAIMS))
     for axes, (claim, runs_of) in zip(each, CLAIMS.items(), strict=True):
         for seed in range(seeds):
             for index, (name, run) in enumerate(runs_of(seed).items()):
@@ -27,7 +25,6 @@ def draw(path: Path, seeds: int) -> None:
         axes.set(title=claim, xlabel="virtual seconds", ylabel="held-out loss", ylim=0)
         axes.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from decentral.report.summary import size_text
@@ -50,7 +47,8 @@ def results_table(results: Sequence[Result], target: float) -> Table:
 
 def plot_curves(results: Sequence[Result], target: float, path: Path) -> None:
     """Draw the loss over virtual hours and over dollars into a picture file."""
-    figure, (by_hours, by_dollars) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained", sharey=True)
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    by_hours, by_dollars = figure.subplots(1, 2, sharey=True)
     names = list(dict.fromkeys(result.name for result in results))
     for result in results:
         hours, dollars, losses = zip(*result.curve[1:], strict=True)  # the start would flatten all the rest
@@ -65,12 +63,12 @@ def plot_curves(results: Sequence[Result], target: float, path: Path) -> None:
     by_dollars.set(xlabel="dollars")
     by_hours.legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def plot_costs(results: Sequence[Result], path: Path) -> None:
     """Draw what it took each rule to reach the target without and with churn, means over seeds, into a picture file."""
-    figure, (hours, dollars) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained", sharey=True)
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    hours, dollars = figure.subplots(1, 2, sharey=True)
     names = list(dict.fromkeys(result.name for result in results))
     for place, name in enumerate(names):
         for churn, offset in ((False, -0.2), (True, 0.2)):
@@ -94,7 +92,6 @@ def plot_costs(results: Sequence[Result], path: Path) -> None:
     hours.set_title("full: nobody is taken away; pale: the p3 trace", fontsize=9)
     hours.invert_yaxis()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _mean(values: Sequence[float]) -> float:

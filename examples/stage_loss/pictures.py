@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from examples.stage_loss.paper import ONE, relative_hours
@@ -56,7 +53,8 @@ def relative(results: Sequence[Result], way: str, rate: float) -> float:
 
 def plot_curves(results: Sequence[Result], target: float, path: Path) -> None:
     """Draw the first seed's loss over virtual hours, a panel for each rate of losses, into a picture file."""
-    figure, panels = plt.subplots(1, len(RATES), figsize=(14, 4.5), layout="constrained", sharex=True, sharey=True)
+    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(RATES), sharex=True, sharey=True)
     colors = _colors(results)
     first = [result for result in results if result.seed == results[0].seed]
     for axes, rate in zip(panels, RATES, strict=True):
@@ -69,12 +67,12 @@ def plot_curves(results: Sequence[Result], target: float, path: Path) -> None:
     panels[0].set(ylabel="held-out loss (nats)")
     panels[-1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def plot_hours(results: Sequence[Result], path: Path) -> None:
     """Draw hours to the target relative to CheckFree's at 5 %, ours beside the paper's, into a picture file."""
-    figure, axes = plt.subplots(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots()
     rows = [pair for pair in dict.fromkeys((result.way, result.rate) for result in results) if pair[1]]
     colors = _colors(results)
     for place, (way, rate) in enumerate(rows):
@@ -88,7 +86,6 @@ def plot_hours(results: Sequence[Result], path: Path) -> None:
     axes.set(xlabel="hours to the target, relative to CheckFree's at 5 % an hour (diamonds: the paper's)")
     axes.invert_yaxis()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _colors(results: Sequence[Result]) -> dict[str, str]:
