@@ -24,8 +24,8 @@ from decentral.workers.worker import Place, live
 KEYS = Keys("the run's secret of these tests")
 
 
-class Died(Exception):
-    """What a worker raises to die: its sockets close, and the coordinator is told, as by the driver."""
+class Died(BaseException):
+    """What a worker raises to die without a word: its sockets close, and the coordinator is told, as by the driver."""
 
 
 def train_here(run: Run, lives: int = 1) -> Outcome:

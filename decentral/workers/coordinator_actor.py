@@ -65,8 +65,8 @@ class CoordinatorActor:
             if not goes_on:  # else the place is ours already, or another run's by now: the next commit finds out
                 await in_thread(lambda: archive.claim(resume=self._resumed is not None))
             self._keeping = asyncio.create_task(self._keep_checkpoints(run, archive, self._coordinator))
-        server = CoordinatorServer(self._coordinator, keys)
-        return await server.start(host_here(), port), ray.get_runtime_context().get_node_id()
+        self._server = CoordinatorServer(self._coordinator, keys)
+        return await self._server.start(host_here(), port), ray.get_runtime_context().get_node_id()
 
     async def begin(self) -> None:
         """Begin with whoever has joined."""
@@ -99,9 +99,10 @@ class CoordinatorActor:
         return self._started().status(run)
 
     async def close(self, taken: int) -> Poll:
-        """Return what `poll` does; the run is over: nobody needs the ledger any more."""
+        """Return what `poll` does; the run is over: nobody needs the ledger any more, and others may have the port."""
         last = await self.poll(taken)
         Ledger(self._ledger).remove()
+        await self._server.stop()
         return last
 
     def _started(self) -> Coordinator:
