@@ -13,8 +13,8 @@ from examples.papers.unequal import backed_runs, coded_runs
 CLAIMS = {"gradient_coding": coded_runs, "dbw": backed_runs}
 
 
-def draw(path: Path, seeds: int) -> None:
-    """Draw the held-out loss over virtual seconds, a line for each rule and seed, into a picture file."""
+def figure_of(seeds: int) -> Figure:
+    """Return the held-out losses over virtual seconds, a line for each rule and seed."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     each = figure.subplots(1, len(CLAIMS))
     for axes, (claim, runs_of) in zip(each, CLAIMS.items(), strict=True):
@@ -24,7 +24,7 @@ def draw(path: Path, seeds: int) -> None:
                 axes.plot(seconds, losses, color=f"C{index}", linewidth=1.2, label=name if seed == 0 else None)
         axes.set(title=claim, xlabel="virtual seconds", ylabel="held-out loss", ylim=0)
         axes.legend()
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="picture to write, such as stragglers.png")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (3)")
     arguments = parser.parse_args()
-    draw(arguments.file, arguments.seeds)
+    figure_of(arguments.seeds).savefig(arguments.file, dpi=110)
 
 
 if __name__ == "__main__":
