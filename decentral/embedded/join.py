@@ -67,6 +67,7 @@ def join(
     whole run goes into worker 0's folder `out`, if it names one. Raises `ConfigError`.
     """
     wishes = Wishes(worker, workers, address, secret, host, apart)
+    wishes.check()
     return Fleet(_read(run), rule, wishes, None if out is None else Path(out))
 
 

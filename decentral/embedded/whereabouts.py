@@ -16,6 +16,8 @@ OWN = {"worker": "DECENTRAL_WORKER", "workers": "DECENTRAL_WORKERS"}
 LAUNCHERS = {"worker": ("RANK", "SLURM_PROCID"), "workers": ("WORLD_SIZE", "SLURM_NTASKS")}
 """Of torchrun, then of Slurm. Where ranks share a replica these number the ranks, not the workers."""
 
+SAME_SECRET = "give all workers the same one"
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -27,6 +29,15 @@ class Wishes:
     secret: str | None = field(default=None, repr=False)
     host: str | None = None
     apart: bool | None = None
+
+    def check(self) -> None:
+        """Raise `ConfigError` for what is wrong whatever the environment says."""
+        if self.worker is not None and self.workers is not None:
+            _require_numbered(self.worker, self.workers)
+        if self.address:
+            host_and_port(self.address)
+        if self.secret:
+            checked_secret(self.secret, SAME_SECRET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +67,7 @@ def whereabouts(wishes: Wishes, environment: Mapping[str, str], *, fleet: int | 
             f"workers: {workers}, but the run file's fleet has {fleet}; leave [fleet] out of it, or make both the same"
         )
     worker = _number("worker", wishes.worker, environment, variables["worker"], None)
-    if not 0 <= worker < workers:
-        raise ConfigError(f"worker: {worker}, but there are {workers} workers, which are numbered 0 to {workers - 1}")
+    _require_numbered(worker, workers)
     address = host_and_port(_address(wishes.address, environment, shared))
     secret = wishes.secret or environment.get(SECRET_VARIABLE)
     if secret is None:
@@ -65,7 +75,7 @@ def whereabouts(wishes: Wishes, environment: Mapping[str, str], *, fleet: int | 
             f"secret: missing; set {SECRET_VARIABLE} to the same secret for all workers, such as "
             "`openssl rand -hex 32` makes, or give join(secret=...)"
         )
-    checked_secret(secret, "give all workers the same one")
+    checked_secret(secret, SAME_SECRET)
     apart = _is_apart(wishes.apart, environment)
     return Whereabouts(worker, workers, address, secret, wishes.host or _host_towards(address), apart)
 
@@ -76,6 +86,11 @@ def host_and_port(address: str) -> tuple[str, int]:
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise ConfigError(f"address: '{address}' must be host:port with a port of 1 to 65535, such as 10.0.0.1:29600")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _require_numbered(worker: int, workers: int) -> None:
+    if not 0 <= worker < workers:
+        raise ConfigError(f"worker: {worker}, but there are {workers} workers, which are numbered 0 to {workers - 1}")
 
 
 def _number(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import decentral
 from decentral.embedded.whereabouts import Wishes, host_and_port, whereabouts
 from decentral.errors import ConfigError
 
@@ -60,6 +61,19 @@ def test_what_is_missing_or_wrong_is_said(environment: dict[str, str], settings:
     with pytest.raises(ConfigError, match=words) as caught:
         whereabouts(Wishes(), environment, **{"fleet": None, "shared": False, **settings})
     assert "short" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"worker": 2, "workers": 2}, r"worker: 2, but there are 2 workers"),
+        ({"address": "here"}, r"address: 'here' must be host:port"),
+        ({"secret": "short"}, r"at least 16 printable .*; give all workers the same one"),
+    ],
+)
+def test_what_an_argument_has_wrong_is_said_by_join_itself(wishes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        decentral.join(**wishes)
 
 
 @pytest.mark.parametrize(
