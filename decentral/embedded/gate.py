@@ -5,15 +5,23 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 
 class LoopLeft(Exception):
     """The training loop is over; nobody does what it is asked for any more."""
 
 
+class Answer(NamedTuple):
+    """So many local steps were done; `loss` is the mean of their losses (None: the loop has told none)."""
+
+    steps: int = 0
+    loss: float | None = None
+
+
 @dataclass(eq=False)
 class Train:
-    """Do so many local steps, the first of which is the replica's local step `step`; answer how many were done.
+    """Do so many local steps, the first of which is the replica's local step `step`; answer what was done.
 
     Before, take over parameters and running means; the optimiser shall believe that it has done `inner_steps` (None: as
     many as it has).
@@ -22,7 +30,7 @@ class Train:
     step: int
     steps: int
     inner_steps: int | None = None
-    answer: Future[int] = field(default_factory=Future)
+    answer: Future[Answer] = field(default_factory=Future)
 
 
 @dataclass(eq=False)
@@ -30,7 +38,7 @@ class Look:
     """Copy the running mean of that name, now and at the end of every phase from now on; answer anything."""
 
     name: str
-    answer: Future[int] = field(default_factory=Future)
+    answer: Future[Answer] = field(default_factory=Future)
 
 
 @dataclass(eq=False)
@@ -49,7 +57,7 @@ class Gate:
         self.ended = False
         """Whether there is, or was, an `End` among the orders."""
 
-    def ask(self, order: Train | Look) -> int:
+    def ask(self, order: Train | Look) -> Answer:
         """Return the loop's answer. The rule's side; raises `LoopLeft` when there is none."""
         self._orders.put(order)
         if self._closed:

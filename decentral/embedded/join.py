@@ -57,7 +57,7 @@ def join(
             sync = fleet.attach(model, optimizer)
             for batch in loader:
                 ...; optimizer.step(); optimizer.zero_grad()
-                sync.step()
+                sync.step(loss)
 
     `run` is a run file, its contents, or a `Run`; None: all defaults. `rule` stands in for its rule. This is worker
     `worker` of `workers`; worker 0 serves the coordinator at `address` ("host:port") to whoever has the `secret`, if

@@ -6,10 +6,13 @@ with decentral.join("run.toml") as fleet:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from decentral.embedded.join import Fleet
 from decentral.embedded.sync import Sync
@@ -21,13 +24,15 @@ class DecentralCallback(Callback):  # type: ignore[misc]
 
     A round comes at the end of the batch with which an optimizer step is done, however many batches it took, and before
     the Trainer validates or saves there. Training stops when the run is over. Processes that the Trainer has joined
-    share one replica. Raises `TaskError` for several optimizers, and as `Fleet.attach` does.
+    share one replica. The journal has the losses of modules that leave the optimizer's steps to the Trainer. Raises
+    `TaskError` for several optimizers, and as `Fleet.attach` does.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._sync: Sync | None = None
         self._counted = 0
+        self._losses: list[Tensor] = []  # since the last optimizer step, each already divided by their number
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) != 1:
@@ -40,9 +45,13 @@ class DecentralCallback(Callback):  # type: ignore[misc]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._sync is not None
+        if pl_module.automatic_optimization and isinstance(outputs, Mapping) and outputs.get("loss") is not None:
+            self._losses.append(outputs["loss"])
         while self._counted < trainer.global_step:  # a module that steps by itself may do several in a batch
             self._counted += 1
-            if not self._sync.step():
+            loss = torch.stack(self._losses).sum() if self._losses else None
+            self._losses.clear()
+            if not self._sync.step(loss):
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decentral.embedded.copies import Copy
-from decentral.embedded.gate import Gate, Look, Train
+from decentral.embedded.gate import Answer, Gate, Look, Train
 from decentral.embedded.means import Observed
 from decentral.errors import ConfigError
 from decentral.replica import Spans, always, digest, require_state, set_statistics_of, statistics_of
@@ -67,17 +67,17 @@ class AttachedReplica:
     def new_slot(self, like: Tensor | None) -> Tensor:
         return torch.zeros_like(self.params) if like is None else like.detach().clone()
 
-    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> tuple[int, None]:
-        """Have the loop do local steps `step .. step + steps - 1`; return how many of them it did.
+    def train(self, step: int, steps: int, goes_on: Callable[[], bool] = always) -> Answer:
+        """Have the loop do local steps `step .. step + steps - 1`; return how many of them it did, and their mean loss.
 
         Nothing but its own end ends them early.
         """
         self._initial = None
         told, self._inner_steps = self._inner_steps, None
         done = self._gate.ask(Train(step, steps, told))
-        if done < steps:
-            self.ends(step + done)
-        return done, None
+        if done.steps < steps:
+            self.ends(step + done.steps)
+        return done
 
     def buffers(self) -> dict[str, Tensor]:
         """Return nothing: what the model keeps beside its parameters is for the loop to save."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from decentral.embedded.copies import Copy
-from decentral.embedded.gate import End, Gate, Look, Train
+from decentral.embedded.gate import Answer, End, Gate, Look, Train
+from decentral.embedded.losses import Losses
 from decentral.embedded.site import Site
 from decentral.errors import RunError
 
@@ -32,6 +35,7 @@ class Sync:
         self._order: Train | Look | None = None  # that has no answer yet
         self._began = self._done = self._ordered = 0  # of this phase: its first step, steps done and to do
         self._until = 0  # steps of this phase that need no look at the gate
+        self._losses = Losses()
         self._failure: BaseException | None = None
         self._closing = self._is_over = False
 
@@ -40,14 +44,20 @@ class Sync:
         """Local steps that this replica has done; who came later counts those of the worker that let it in."""
         return self._began + self._done
 
-    def step(self) -> bool:
+    def step(self, loss: Tensor | float | None = None) -> bool:
         """Count a local step, as the last thing that the loop does in it; return False when the run is over.
+
+        The `loss` of the step, one number, is for the journal alone, which has the mean of each phase of the rule; of
+        ranks that share a replica it has the first one's.
 
         It is over when the run file's `steps` are done, or when a notice that the machine goes was heeded. Where a
         phase of the rule ends this waits for its round; then model and optimiser have what the rule has made of them.
-        Raises what the rule has raised, and `RunError` when this worker is out of the run.
+        Raises what the rule has raised, `RunError` when this worker is out of the run, and `ConfigError` for a loss
+        of several numbers.
         """
         self._done += 1
+        if loss is not None:
+            self._losses.add(loss)
         if self._done < self._until:
             return True
         return self._hand_over()
@@ -65,7 +75,7 @@ class Sync:
         """The loop has failed; model and optimiser are left as they are."""
         self._is_over = True
         self._gate.close()
-        self._answer(0)
+        self._answer(Answer())
 
     def interrupt(self) -> None:
         """Have the next step look at the gate, in the midst of a phase. Called from any thread.
@@ -79,7 +89,7 @@ class Sync:
         if self._is_over:
             return False
         self._copy.gather()
-        self._answer(self._done)
+        self._answer(Answer(self._done, self._losses.take()))
         return self._obey()
 
     def _obey(self) -> bool:
@@ -88,7 +98,7 @@ class Sync:
             word = _Word(*self._site.same(self._next() if self._site.speaks else _Word(STOP)))
             if word.kind == LOOK:
                 self._copy.look(self._copy.names[word.first])
-                self._answer(0)
+                self._answer(Answer())
                 continue
             if word.kind in (TRAIN, ADOPT):
                 self._copy.scatter()
@@ -114,10 +124,10 @@ class Sync:
             return _Word(LOOK, self._copy.names.index(order.name))
         return _Word(TRAIN, order.step, order.steps, UNTOLD if order.inner_steps is None else order.inner_steps)
 
-    def _answer(self, steps: int) -> None:
+    def _answer(self, answer: Answer) -> None:
         order, self._order = self._order, None
         if order is not None:
-            order.answer.set_result(steps)
+            order.answer.set_result(answer)
 
     def _end(self, failed: bool) -> bool:
         self._is_over, self._until = True, 0

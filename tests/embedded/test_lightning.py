@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from processes import Crew, flat, free_address
 from torch import Tensor
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader
-from trainers import BATCH, LONG_S, LR, PARTS, Net, Never, as_ranks, as_workers, made, rows
+from trainers import BATCH, LONG_S, LR, PARTS, STEPS, Net, Never, as_ranks, as_workers, made, rows
 
 import decentral
 from decentral.config import Run
 from decentral.embedded.lightning import DecentralCallback
 from decentral.errors import TaskError
+from decentral.journal import Trained, read_journal
 from decentral.protocols import DiLoCo
 
 
@@ -110,6 +114,23 @@ def test_between_rounds_a_trainer_in_mixed_precision_comes_to_its_own_bits(place
     with decentral.join(rule=Never(), **place) as fleet:
         trainer_of(fleet, precision="bf16-mixed").fit(Module(joined), loader(rows(0)))
     assert flat(joined) == flat(alone) != flat(made())
+
+
+def test_losses_are_those_of_optimizer_steps(place: dict[str, Any], tmp_path: Path) -> None:
+    net, by_hand = made(), made()
+    with decentral.join(rule=Never(), out=tmp_path, **place) as fleet:
+        train(net, rows(0), fleet)
+    losses: list[float] = []
+    optimizer = AdamW(by_hand.parameters(), lr=LR, weight_decay=0.0)
+    for parts in rows(0).view(STEPS, PARTS, BATCH, 6):
+        loss = torch.stack([by_hand(part)["loss"] for part in parts]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    (phase,) = [record for record in read_journal(tmp_path / "journal.jsonl") if isinstance(record, Trained)]
+    assert phase.steps == STEPS
+    assert phase.loss == pytest.approx(mean(losses))
 
 
 def test_the_trainer_stops_when_the_run_is_over(place: dict[str, Any]) -> None:

@@ -19,8 +19,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import decentral
 from decentral.embedded import coordination
 from decentral.errors import ConfigError, RunError, TaskError
+from decentral.journal import Trained, read_journal
 from decentral.peer import Peer
 from decentral.protocols import DDP, DiLoCo, SingleMerge, SyncRule
+from decentral.report.page import page, read_runs
 
 STEPS = 7
 NEVER = DiLoCo(period=10**6)
@@ -233,6 +235,31 @@ def test_a_loop_that_never_steps_is_told_so(place: None, caplog: pytest.LogCaptu
     with decentral.join(workers=1) as fleet:
         fleet.attach(model, SGD(model.parameters(), lr=0.1))
     assert "worker 0 leaves without one sync.step()" in caplog.text
+
+
+def test_losses_that_a_loop_tells_are_in_the_journal_and_on_the_page(place: None, tmp_path: Path) -> None:
+    model, same = made(), torch.zeros((), dtype=torch.bfloat16, requires_grad=True)
+    with decentral.join(rule=DiLoCo(period=3), out=tmp_path) as fleet:
+        sync = fleet.attach(model, SGD(model.parameters(), lr=0.1))
+        for loss in (256.0, 1.0, 1.0):
+            with torch.no_grad():
+                sync.step(same.fill_(loss))  # 258 has too many digits for bfloat16
+        for plain in (None, 2.0, 4.0):
+            sync.step(plain)
+        for _ in range(3):
+            sync.step()
+        sync.step(torch.tensor([[torch.inf]]))
+    phases = [record for record in read_journal(tmp_path / "journal.jsonl") if isinstance(record, Trained)]
+    assert [(phase.step, phase.loss) for phase in phases] == [(3, 86.0), (6, 3.0), (9, None), (10, torch.inf)]
+    shown = page(read_runs([tmp_path]))
+    assert "from 86 to 3." in shown
+    assert "1 local phases had a loss that is not a finite number" in shown
+
+
+def test_a_loss_of_several_numbers_is_refused(place: None) -> None:
+    model = made()
+    with pytest.raises(ConfigError, match=r"a tensor of shape \[8\]; give one number"), decentral.join() as fleet:
+        fleet.attach(model, SGD(model.parameters(), lr=0.1)).step(torch.zeros(8))
 
 
 def test_a_port_in_use_is_named(place: None) -> None:
