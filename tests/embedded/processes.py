@@ -21,6 +21,9 @@ SECRET = "of-the-tests-that-join-a-run"
 LONG_S = 60.0
 """Nothing here takes so long."""
 
+WHOLE_LINES = {"PYTHONUNBUFFERED": ""}
+"""For programs that print into one pipe: unbuffered, a line and its end are written apart, and lines get mixed."""
+
 torch.set_num_threads(1)
 torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # the first one imports torch's compiler: once for all processes
 event = _CONTEXT.Event

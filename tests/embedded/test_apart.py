@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from loops import loop, optimizer_of
-from processes import LONG_S, SECRET, Crew, flat, free_address
+from processes import LONG_S, SECRET, WHOLE_LINES, Crew, flat, free_address
 from test_join import STEPS, run_of
 
 import decentral
@@ -112,7 +112,7 @@ def submitted(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", script, "own_loop.sbatch", *words],
         cwd=folder,
-        env={**os.environ, "PATH": programs, "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"},
+        env={**os.environ, **WHOLE_LINES, "PATH": programs, "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7"},
         capture_output=True,
         text=True,
         timeout=12 * LONG_S,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import LONG_S, free_address
+from processes import LONG_S, WHOLE_LINES, free_address
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCKS = re.findall(r"(?:^    .*\n)+", (ROOT / "docs" / "your_loop.md").read_text(), re.MULTILINE)
@@ -26,6 +26,7 @@ def test_commands(commands: str) -> None:
         cwd=ROOT,
         env={
             **os.environ,
+            **WHOLE_LINES,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "DECENTRAL_SECRET": "of-this-page-alone",
             "PET_MASTER_PORT": str(int(address.rpartition(":")[2]) - 1),  # torchrun's own, which may be taken
