@@ -321,14 +321,6 @@ def wait_for(journal: Path, what: type[Joined] | type[Left], count: int, driver:
     pytest.fail(f"{what.__name__}: fewer than {count} in the journal\n{driver.communicate()[0]}")
 
 
-def left_on(cluster: Cluster, *nodes: int) -> list[int]:
-    """Return the processes that are left on these nodes; what Ray has killed takes a moment to be gone."""
-    deadline = time.monotonic() + 10.0
-    while (left := [pid for node in nodes for pid in cluster.pids(node)]) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return left
-
-
 @pytest.mark.slow
 def test_a_run_on_hosts_of_ones_own_goes_on_when_one_goes_and_takes_it_back(folder: Path) -> None:
     """The documented commands, in their order, on two hosts that are network namespaces."""
@@ -369,7 +361,7 @@ def test_a_run_on_hosts_of_ones_own_goes_on_when_one_goes_and_takes_it_back(fold
             assert ports - documented_ports(head=node == 0) == set()
             assert 6380 in ports
         hosts.do(*documented("stop hosts ann"))
-        assert left_on(cluster, 1) == []
+        assert cluster.pids(1) == []
         wait_for(journal, Left, 1, driver)
         hosts.do(*documented("start hosts ann"))
         wait_for(journal, Joined, 3, driver)
@@ -381,4 +373,4 @@ def test_a_run_on_hosts_of_ones_own_goes_on_when_one_goes_and_takes_it_back(fold
         assert (journal.parent / "model.safetensors").exists()
 
         hosts.do(*documented("stop hosts$"))
-        assert left_on(cluster, 0, 1) == []
+        assert cluster.pids(0) == cluster.pids(1) == []

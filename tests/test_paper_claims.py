@@ -137,7 +137,7 @@ def test_every_claims_run_files_are_valid_and_have_the_one_worker(
     assert {run.seed for run in runs} == {0}
 
 
-def test_the_picture_has_a_line_for_each_rule_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_has_a_line_for_each_rule_and_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     task = {"name": "quadratic", "dimension": 16, "noise": 0.1}
 
     def runs_of(seed: int) -> dict[str, Run]:
@@ -149,3 +149,6 @@ def test_the_picture_has_a_line_for_each_rule_and_seed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(picture, "CLAIMS", {"one": runs_of, "another": runs_of})
     assert [len(axes.lines) for axes in picture.figure_of(seeds=2).axes] == [4, 4]
+    monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path / "claims.png"), "--seeds", "1"])
+    picture.main()
+    assert (tmp_path / "claims.png").read_bytes().startswith(b"\x89PNG")

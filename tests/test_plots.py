@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster import NET, cluster
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -95,6 +96,7 @@ def test_groups_that_train_apart_are_a_line_each() -> None:
 def test_a_run_without_looks_has_no_such_line(looked: tuple[Run, Outcome], tmp_path: Path) -> None:
     run = looked[0].model_copy(update={"rule": SingleMerge(period=4, rate=0.5)})
     outcome = simulate(run)
+    open_before = plt.get_fignums()
     figure, over_time = (
         runs_figure({"once": drawn(outcome)}, "loss"),
         timeline_figure(outcome.records, run, run.make_task()),
@@ -103,3 +105,4 @@ def test_a_run_without_looks_has_no_such_line(looked: tuple[Run, Outcome], tmp_p
     assert named(over_time.axes[0]) == []
     plot_runs({"once": drawn(outcome)}, "loss", tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+    assert plt.get_fignums() == open_before

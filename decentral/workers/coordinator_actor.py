@@ -38,6 +38,7 @@ class CoordinatorActor:
     ) -> None:
         self._table, self._secret, self._owner, self._ledger, self._resumed = table, secret, owner, ledger, resumed
         self._coordinator: Coordinator | None = None
+        self._server: CoordinatorServer | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._at_desk = asyncio.Lock()
 
@@ -65,8 +66,10 @@ class CoordinatorActor:
             if not goes_on:  # else the place is ours already, or another run's by now: the next commit finds out
                 await in_thread(lambda: archive.claim(resume=self._resumed is not None))
             self._keeping = asyncio.create_task(self._keep_checkpoints(run, archive, self._coordinator))
-        self._server = CoordinatorServer(self._coordinator, keys)
-        return await self._server.start(host_here(), port), ray.get_runtime_context().get_node_id()
+        server = CoordinatorServer(self._coordinator, keys)
+        address = await server.start(host_here(), port)
+        self._server = server
+        return address, ray.get_runtime_context().get_node_id()
 
     async def begin(self) -> None:
         """Begin with whoever has joined."""
@@ -102,7 +105,8 @@ class CoordinatorActor:
         """Return what `poll` does; the run is over: nobody needs the ledger any more, and others may have the port."""
         last = await self.poll(taken)
         Ledger(self._ledger).remove()
-        await self._server.stop()
+        if self._server is not None:
+            await self._server.stop()
         return last
 
     def _started(self) -> Coordinator:

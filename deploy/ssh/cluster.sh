@@ -84,6 +84,10 @@ stop_here() { # address of this host
     sleep 0.5
   done
   pkill -KILL -s "$(cat ray.pid)" || true # all that `ray start` has started is in its session
+  for _ in {1..100}; do # what is killed takes a moment to be gone, and to let go of its ports
+    pgrep -s "$(cat ray.pid)" >/dev/null || break
+    sleep 0.1
+  done
   rm -f ray.pid
   echo "$1: Ray has ended"
 }

@@ -18,7 +18,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["decentral.embedded.join", "processes"])
 
 SECRET = "of-the-tests-that-join-a-run"
-LONG_S = 60.0
+LONG_S = 20.0
 """Nothing here takes so long."""
 
 WHOLE_LINES = {"PYTHONUNBUFFERED": ""}

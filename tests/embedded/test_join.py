@@ -256,5 +256,5 @@ print(sync.steps)
 
 def test_nothing_of_it_needs_ray() -> None:
     program = WITHOUT_RAY.replace("{port}", free_address().rpartition(":")[2])
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG_S)
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=12 * LONG_S)
     assert (shown.stdout, shown.returncode) == ("3\n", 0), shown.stderr

@@ -47,8 +47,11 @@ def test_a_server_that_stops_puts_nothing_on_a_callers_terminal(monkeypatch: pyt
     server.start()
     command = [sys.executable, "-c", CALLER, f"127.0.0.1:{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as caller:
-        assert waiting.called.wait(60.0)
-        server.stop(None)
-        out, err = caller.communicate(timeout=60.0)
-    waiting.over.set()
+        try:
+            assert waiting.called.wait(60.0)
+            server.stop(None)
+            out, err = caller.communicate(timeout=60.0)
+        finally:
+            waiting.over.set()
+            caller.kill()  # nothing, if it has ended
     assert (out, err) == ("over set()\n", "")
